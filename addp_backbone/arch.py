@@ -1,0 +1,98 @@
+"""The sizes of every ViT in this repository, and what follows from them.
+
+A config says ``arch='base'``; width, depth, heads, global-attention blocks and the blocks UperNet taps are derived here,
+so that no other file types them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Size of a plain ViT.
+
+    Attributes:
+        width: Channels of a token.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads; must divide ``width``.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.num_heads) < 1:
+            raise ValueError(f'width, depth and num_heads must be at least 1, got {self}')
+        if self.width % self.num_heads:
+            raise ValueError(f'width must be a multiple of num_heads, got {self}: '
+                             f'{self.width} / {self.num_heads} is no whole number')
+
+    @property
+    def global_attn_indices(self) -> tuple[int, ...]:
+        """0-based blocks with global attention: evenly spaced, the last block always among them.
+
+        Four for 8 blocks and more (ViTDet: base 2, 5, 8, 11; large 5, 11, 17, 23), fewer for shallower networks.
+        """
+        num_global = min(4, max(1, self.depth // 2))
+        return tuple(self.depth * (i + 1) // num_global - 1 for i in range(num_global))
+
+    @property
+    def upernet_indices(self) -> tuple[int, int, int, int]:
+        """0-based blocks that UperNet taps: 1/3, 1/2, 2/3 and all of the depth (MAE: base 3, 5, 7, 11; BEiT large 7, 11, 15, 23)."""
+        first, second, third = (max(1, round(self.depth * part)) - 1 for part in (1 / 3, 1 / 2, 2 / 3))
+        return first, second, third, self.depth - 1
+
+
+PRESETS: dict[str, Arch] = {
+    'tiny': Arch(width=192, depth=4, num_heads=3),  # ours: for tests, debugging and laptops
+    'base': Arch(width=768, depth=12, num_heads=12),
+    'large': Arch(width=1024, depth=24, num_heads=16),
+}
+
+
+def get_arch(arch: str | Mapping[str, int] | Arch) -> Arch:
+    """Looks up an architecture.
+
+    Args:
+        arch: A preset's name, ``dict(width=, depth=, num_heads=)`` or an :class:`Arch`.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        ValueError: If the name is unknown or the dict has other keys than the three.
+    """
+    if isinstance(arch, Arch):
+        return arch
+    if isinstance(arch, str):
+        if arch not in PRESETS:
+            raise ValueError(f'unknown arch {arch!r}: use one of {sorted(PRESETS)} or dict(width=, depth=, num_heads=)')
+        return PRESETS[arch]
+    if set(arch) != {'width', 'depth', 'num_heads'}:
+        raise ValueError(f'an arch dict needs exactly the keys width, depth and num_heads, got {sorted(arch)}')
+    return Arch(**arch)
+
+
+def resolve_block_indices(indices: Sequence[int], depth: int, option: str) -> tuple[int, ...]:
+    """Turns block indices, negative ones counted from the end, into ascending 0-based ones.
+
+    Args:
+        indices: Block indices in ``[-depth, depth)``.
+        depth: Number of blocks.
+        option: The option's name, for the error.
+
+    Returns:
+        The non-negative indices in the order given.
+
+    Raises:
+        ValueError: If an index is out of range, given twice or out of order.
+    """
+    resolved = tuple(i + depth if i < 0 else i for i in indices)
+    if any(not 0 <= i < depth for i in resolved) or list(resolved) != sorted(set(resolved)):
+        raise ValueError(f'{option} must be ascending block indices in [0, {depth}) (or negative, from the end), '
+                         f'got {tuple(indices)}')
+    return resolved
