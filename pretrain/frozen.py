@@ -1,0 +1,70 @@
+"""Frozen networks inside a trained model: no gradients, out of its checkpoints, in a precision of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Turns a config's ``'float32'``, ``'bfloat16'`` or ``'float16'`` into the torch dtype; passes dtypes and None.
+
+    Raises:
+        ValueError: If it is none of the three.
+    """
+    if dtype is None or dtype in PRECISIONS.values():
+        return dtype  # type: ignore[return-value]
+    if dtype not in PRECISIONS:
+        raise ValueError(f'unknown precision {dtype!r}: use one of {sorted(PRECISIONS)} or None')
+    return PRECISIONS[str(dtype)]
+
+
+@contextmanager
+def frozen_forward(device_type: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Runs frozen networks: without gradients and, if they have a precision of their own, outside of autocast.
+
+    Args:
+        device_type: Of the inputs, for example ``'cuda'``.
+        dtype: The frozen networks' own precision; None to follow the autocast around.
+    """
+    with torch.no_grad():
+        if dtype is None:
+            yield
+        else:
+            with torch.autocast(device_type, enabled=False):
+                yield
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Freezes children of a model and keeps them out of its state dict.
+
+    ``model.state_dict()`` then leaves them out, and ``model.load_state_dict()`` accepts state dicts without them (they
+    keep their weights) as well as with them. Works with mmengine's own state dict functions and inside wrappers too.
+
+    Args:
+        model: The trained model.
+        names: Names of its frozen children.
+    """
+    for name in names:
+        model.get_submodule(name).requires_grad_(False)
+    prefixes = tuple(f'{name}.' for name in names)
+
+    def leave_out(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, metadata: object) -> None:
+        for key in [key for key in state_dict if key.startswith(tuple(prefix + p for p in prefixes))]:
+            del state_dict[key]
+
+    def fill_in(module: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
+        for name in names:
+            if any(key.startswith(f'{prefix}{name}.') for key in state_dict):
+                continue  # the network is there: strict loading checks that it is there in full
+            for key, value in module.get_submodule(name).state_dict().items():
+                state_dict[f'{prefix}{name}.{key}'] = value
+
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_pre_hook(fill_in)
