@@ -6,3 +6,9 @@ It also makes sure that mmcv has the ops Mask R-CNN needs (see :mod:`addp_backbo
 from addp_backbone import mmcv_finder
 
 mmcv_finder.install()
+
+from addp_backbone.layer_decay import ViTLayerDecayConstructor  # noqa: E402  (mmcv's ops must be in place first)
+from addp_backbone.pyramid import SimpleFeaturePyramid  # noqa: E402
+from addp_backbone.vit import ADDPViT  # noqa: E402
+
+__all__ = ['ADDPViT', 'SimpleFeaturePyramid', 'ViTLayerDecayConstructor']

@@ -7,6 +7,7 @@ Shapes: B images, N tokens, C width, h heads, D head width.
 from __future__ import annotations
 
 import torch
+from mmengine.registry import MODELS
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +43,27 @@ class PatchEmbed(nn.Module):
                 f'image height and width must be multiples of the patch size {self.patch_size}, got {H} x {W}: '
                 f'set pad_size_divisor={self.patch_size} in the data preprocessor (or size_divisor in mmseg)')
         return self.proj(images).permute(0, 2, 3, 1)
+
+
+@MODELS.register_module(name='ChannelLN')
+class ChannelLayerNorm(nn.Module):
+    """LayerNorm over the channels of a (B, C, H, W) map, each place alone (registered as ``ChannelLN`` for ``norm_cfg``).
+
+    Args:
+        num_features: Channels.
+        eps: Added to the variance; ViTDet uses 1e-6.
+    """
+
+    def __init__(self, num_features: int, eps: float = NORM_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, H, W) to the same shape."""
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -86,28 +108,25 @@ class Attention(nn.Module):
         Returns:
             (B, N, C).
         """
-        qkv = self.qkv(x)  # (B, N, 3C)
         if self.window_size == 0:
-            return self.proj_drop(self.proj(self._attend(qkv, grid)))
-        assert grid is not None, 'window attention needs the grid'
-        out = self._attend_in_windows(qkv, grid)
+            out = self._attend(self.qkv(x), grid)
+        else:
+            assert grid is not None, 'window attention needs the grid'
+            out = self._attend_in_windows(x, grid)
         return self.proj_drop(self.proj(out))
 
-    def _attend_in_windows(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N, 3C) -> (B, N, C). Padding tokens are zeros *before* the qkv layer, so they are its bias after it."""
-        B, N, C3 = qkv.shape
+    def _attend_in_windows(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C). ViTDet pads *before* the qkv layer: padding is zeros before its bias is added."""
+        B, N, C = x.shape
         H, W = grid
         s = self.window_size
-        if H % s or W % s:
-            bias = self.qkv.bias.to(qkv.dtype)
-            qkv = pad_to_windows((qkv - bias).reshape(B, H, W, C3), s) + bias
-        else:
-            qkv = qkv.reshape(B, H, W, C3)
+        qkv = F.linear(x, self.qkv.weight).reshape(B, H, W, 3 * C)
+        qkv = pad_to_windows(qkv, s)
         padded_grid = qkv.shape[1], qkv.shape[2]
-        windows = partition_windows(qkv, s).reshape(-1, s * s, C3)
+        windows = partition_windows(qkv, s).reshape(-1, s * s, 3 * C) + self.qkv.bias.to(qkv.dtype)
         out = self._attend(windows, (s, s))  # (B * windows, s * s, C)
-        out = merge_windows(out.reshape(-1, s, s, C3 // 3), padded_grid)
-        return out[:, :H, :W].reshape(B, N, C3 // 3)
+        out = merge_windows(out.reshape(-1, s, s, C), padded_grid)
+        return out[:, :H, :W].reshape(B, N, C)
 
     def _attend(self, qkv: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """(B, N, 3C) -> (B, N, C): all N tokens see each other."""

@@ -1,0 +1,177 @@
+"""Reading checkpoints without executing anything in them, writing them atomically, loading them without silence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONVERT_COMMAND = 'python tools/convert_checkpoint.py SRC DST'
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, unreadable, unsafe to read, or does not fit."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU without executing code from it.
+
+    ``.safetensors`` by safetensors; ``.pkl`` (detectron2) by an unpickler that admits numpy arrays and nothing else; anything else by
+    ``torch.load(weights_only=True)``, with ``argparse.Namespace`` and what mmengine's own checkpoints hold (log buffers, numpy
+    scalars) allowed on top of torch's list.
+
+    Args:
+        path: A local file.
+
+    Returns:
+        What the file holds, a dict: either a state dict or a training checkpoint with the state dict under a key.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, no dict, or needs more than the types above.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f'checkpoint {path} does not exist; a backbone file is made by `{CONVERT_COMMAND}`')
+    try:
+        if path.suffix == '.safetensors':
+            checkpoint: Any = load_file(path)
+        elif path.suffix == '.pkl':
+            with path.open('rb') as file:
+                checkpoint = _NumpyUnpickler(file).load()
+        else:
+            with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
+                checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f'checkpoint {path} is refused: reading it would execute code or make objects that no weights need: '
+                              f'{_first_line(error)}. Ask its author for a safetensors file, or save its state dict alone') from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise CheckpointError(f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read, it is truncated or no checkpoint: '
+                              f'{_first_line(error)}. Download or copy it again') from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, wanted a dict of tensors')
+    return checkpoint
+
+
+def write_atomically(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes a state dict so that ``path`` either holds all of it or is what it was before.
+
+    Args:
+        state_dict: Names and tensors.
+        path: ``.safetensors`` or a torch file by its ending.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state_dict.items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
+    os.close(handle)
+    try:
+        if path.suffix == '.safetensors':
+            save_file(tensors, temporary)
+        else:
+            torch.save(tensors, temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Collection[str]) -> None:
+    """Loads ``init_cfg['checkpoint']`` into a module and refuses any gap.
+
+    Args:
+        module: Backbone or pyramid.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``; an optional ``prefix`` selects the entries that begin with it.
+        optional: Names that may be absent from the file and then keep their initial values.
+
+    Raises:
+        CheckpointError: If a tensor is missing, left over or of another shape; the message lists the names.
+    """
+    path = init_cfg['checkpoint']
+    checkpoint = read_checkpoint(path)
+    tensors = checkpoint.get('state_dict', checkpoint)
+    prefix = init_cfg.get('prefix')
+    if prefix:
+        prefix = prefix.rstrip('.') + '.'
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    own = module.state_dict()
+    wrong = [f'{name}: file {tuple(tensor.shape)}, model {tuple(own[name].shape)}' for name, tensor in tensors.items()
+             if name in own and isinstance(tensor, Tensor) and tensor.shape != own[name].shape]
+    if wrong:
+        raise CheckpointError(f'{path} does not fit {type(module).__name__}, shapes differ: {"; ".join(wrong)}. Set arch, patch_size, '
+                              'pretrain_img_size (pos_embed) or img_size and window_size (rel_pos) to those of the file')
+    missing, unexpected = module.load_state_dict(tensors, strict=False)
+    absent = [name for name in missing if name not in optional]
+    if absent or unexpected:
+        raise CheckpointError(
+            f'{path} does not fit {type(module).__name__}. Not in the file: {absent or "none"}. Not in the model: '
+            f'{list(unexpected) or "none"}. Convert a pre-training checkpoint first: {CONVERT_COMMAND}')
+    kept = len(missing) and f', {len(missing)} keep their initial values ({", ".join(sorted({n.rsplit(".", 1)[-1] for n in missing}))})'
+    print_log(f'{type(module).__name__}: {len(own) - len(missing)} tensors from {path}{kept or ""}', logger='current')
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Admits numpy arrays and nothing else (detectron2's model files)."""
+
+    ALLOWED = {
+        ('numpy', 'ndarray'): np.ndarray,
+        ('numpy', 'dtype'): np.dtype,
+        ('numpy.core.multiarray', '_reconstruct'): np._core.multiarray._reconstruct,
+        ('numpy._core.multiarray', '_reconstruct'): np._core.multiarray._reconstruct,
+        ('numpy.core.numeric', '_frombuffer'): np._core.numeric._frombuffer,
+        ('numpy._core.numeric', '_frombuffer'): np._core.numeric._frombuffer,
+    }
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) == ('_codecs', 'encode'):  # how protocol 2 writes the bytes of an array
+            return _encode_latin1
+        try:
+            return self.ALLOWED[module_name, global_name]
+        except KeyError:
+            raise pickle.UnpicklingError(f'{module_name}.{global_name} is no part of a numpy array') from None
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'array bytes in encoding {encoding!r}')
+    return text.encode('latin1')
+
+
+def _history_buffer_method(owner: object, name: str) -> Any:
+    """Stands for ``getattr`` in mmengine's log buffers, which pickle their four statistics by name."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
+    return getattr(HistoryBuffer, name)
+
+
+_ALLOWED_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    HistoryBuffer,
+    (_history_buffer_method, 'builtins.getattr'),
+    np.ndarray,
+    np.dtype,
+    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (np._core.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
+    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
+    (_encode_latin1, '_codecs.encode'),
+    *(type(np.dtype(name)) for name in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32', 'int64', 'uint8', 'bool')),
+]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = ' '.join(lines[:3]) if lines else type(error).__name__
+    return text[:400]
