@@ -1,0 +1,16 @@
+"""Overlay: fully sharded data parallelism, for models that one GPU cannot hold. List it beside any leaf, here or in seg_configs:
+
+    _base_ = ['./addp_large_maskrcnn.py', './_base_/fsdp.py']
+
+Weights, gradients and optimizer state are spread over the GPUs. Checkpoints are whole, as those of other runs.
+"""
+
+runner_type = 'FlexibleRunner'
+strategy = dict(
+    type='FSDPStrategy',
+    model_wrapper=dict(
+        type='MMFullyShardedDataParallel',
+        use_orig_params=True,  # layer-wise decay needs each parameter's name
+        auto_wrap_policy=dict(  # about a block of ViT-L (12.6 million parameters) a shard
+            type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=10_000_000)),
+    state_dict_cfg='full')

@@ -1,0 +1,12 @@
+"""ADDP ViT-B, Cascade Mask R-CNN, COCO, 100 epochs. Recipe: ViTDet; the ADDP paper has no cascade.
+
+Command: ``tools/dist_train.sh det_configs/addp_base_cascade.py 8 --amp`` (8 GPUs x 8 images).
+AP box: published none; measured: not run.
+"""
+
+_base_ = ['_base_/cascade.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
+
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.1),  # ViTDet
+    neck=dict(in_channels=768))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.7))  # ViTDet

@@ -1,0 +1,15 @@
+"""ADDP ViT-L, Cascade Mask R-CNN, COCO, 100 epochs. Recipe: ViTDet; the ADDP paper has no cascade.
+
+Command: ``tools/dist_train.sh det_configs/addp_large_cascade.py 8 --amp`` (8 GPUs x 8 images).
+AP box: published none; measured: not run.
+"""
+
+_base_ = ['_base_/cascade.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
+
+model = dict(
+    backbone=dict(
+        arch='large',
+        drop_path_rate=0.4,  # ViTDet
+        init_cfg=dict(checkpoint='exp/release/addp-vit-large-16.backbone.pth')),
+    neck=dict(in_channels=1024))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8))  # ViTDet
