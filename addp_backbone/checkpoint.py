@@ -193,7 +193,7 @@ def _detect_format(names: Mapping[str, Tensor], prefix: str) -> str:
         return 'detectron2'
     if 'token_emb.word_embeddings.weight' in names:
         return 'mage'
-    if 'tokenizer_norm.weight' in names:
+    if any(name in names for name in ('tokenizer_norm.weight', 'token_emb.weight', 'pos_mask_embed')):
         return 'addp'
     if 'mask_token' in names or 'decoder_pos_embed' in names:
         return 'mae'

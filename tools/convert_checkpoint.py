@@ -1,0 +1,82 @@
+"""Makes backbone weights out of a pre-training checkpoint.
+
+    python tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth
+
+The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``. Nothing in SRC is executed. Exit code 0 only if
+every tensor of the trunk was found; otherwise 1, and nothing is written.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from addp_backbone.checkpoint import (  # noqa: E402
+    FORMATS,
+    CheckpointError,
+    ConversionReport,
+    convert_state_dict,
+    read_checkpoint,
+    write_atomically,
+)
+
+ENDINGS = ('.pth', '.pt', '.safetensors')
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', type=Path, help='pre-training checkpoint (.pth, .pt, .safetensors, detectron2 .pkl)')
+    parser.add_argument('dst', type=Path, help='backbone weights to write, .pth or .safetensors')
+    parser.add_argument('--format', choices=('auto', *FORMATS), default='auto', help='what SRC is; told from its names by default')
+    parser.add_argument('--img-size', type=int, default=256, metavar='PX',
+                        help="the backbone's pretrain_img_size: position embeddings are resized to its grid (default 256; "
+                             '0 keeps the grid of SRC)')
+    parser.add_argument('--patch-size', type=int, default=16, metavar='PX', help="the backbone's patch size (0 keeps that of SRC)")
+    return parser.parse_args()
+
+
+def print_report(report: ConversionReport) -> None:
+    """Prints what became of every tensor, dropped ones grouped by reason."""
+    print(f'format    {report.format}')
+    print(f'mapped    {len(report.state_dict)} tensors of the backbone'
+          + (f', {len(report.neck_state_dict)} of the pyramid' if report.neck_state_dict else ''))
+    for note in report.notes:
+        print(f'note      {note}')
+    by_reason = defaultdict(list)
+    for name, reason in report.dropped.items():
+        by_reason[reason].append(name)
+    for reason, names in by_reason.items():
+        print(f'dropped   {len(names)} ({reason}): {", ".join(names[:6])}{" ..." if len(names) > 6 else ""}')
+    for name in report.missing:
+        print(f'MISSING   {name}')
+
+
+def main() -> int:
+    """Converts; returns the exit code."""
+    args = parse_args()
+    try:
+        if args.dst.suffix not in ENDINGS:
+            raise CheckpointError(f'DST must end in {", ".join(ENDINGS)}, got {args.dst}')
+        if args.dst.resolve() == args.src.resolve():
+            raise CheckpointError(f'SRC and DST are the same file, {args.src}')
+        report = convert_state_dict(read_checkpoint(args.src), args.format, args.img_size or None, args.patch_size or None)
+        print_report(report)
+        if report.missing:
+            raise CheckpointError(f'{len(report.missing)} tensors of the trunk are missing in {args.src}; nothing was written')
+        if report.neck_state_dict:
+            neck = args.dst.with_name(f'{args.dst.stem}.neck{args.dst.suffix}')
+            write_atomically(report.neck_state_dict, neck)
+            print(f'written   {neck} (SimpleFeaturePyramid)')
+        write_atomically(report.state_dict, args.dst)
+    except CheckpointError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    print(f'written   {args.dst}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
