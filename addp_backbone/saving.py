@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ class SafeCheckpointHook(CheckpointHook):
         """Chooses the atomic backend unless the config names one."""
         if self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=ATOMIC_BACKEND)
+        # mmengine makes a FileClient that nobody uses and warns that FileClient is deprecated.
+        runner.logger.addFilter(_is_not_about_file_client)
         super().before_train(runner)
+        runner.logger.removeFilter(_is_not_about_file_client)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = None
@@ -71,7 +75,7 @@ class StopOnBadLoss(Hook):
         Raises:
             BadLossError: With the iteration, the entries, the last checkpoint and what to try.
         """
-        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
+        losses = {name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if 'loss' in name}
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if bad:
             raise BadLossError(f'at iteration {runner.iter + 1} {_list(bad)}. {_advice(runner)}')
@@ -109,6 +113,10 @@ def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
     if newest is not None:
         print_log(f'{pointer} names no checkpoint ({named or "empty or missing"}); taking the newest, {newest.name}', logger='current')
     return newest
+
+
+def _is_not_about_file_client(record: logging.LogRecord) -> bool:
+    return 'FileClient' not in record.getMessage() and 'HardDiskBackend' not in record.getMessage()
 
 
 def _list(losses: dict[str, float]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from addp_backbone.config_checks import LaunchError
+
 RULES = ('linear', 'sqrt')
 
 
@@ -68,17 +70,17 @@ def scale_lr(cfg: Config, world_size: int) -> list[Change]:
         What changed, empty if the batch is the base batch.
 
     Raises:
-        ValueError: If ``auto_scale_lr`` or its ``base_batch_size`` is absent, the rule is unknown, or no iteration would be left
+        LaunchError: If ``auto_scale_lr`` or its ``base_batch_size`` is absent, the rule is unknown, or no iteration would be left
             after warm-up.
     """
     settings = cfg.get('auto_scale_lr') or {}
     base_batch = settings.get('base_batch_size')
     rule = settings.get('rule', 'linear')
     if not isinstance(base_batch, int) or base_batch < 1:
-        raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the batch that its learning rate '
+        raise LaunchError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the batch that its learning rate '
                          f'is for; got base_batch_size={base_batch!r}')
     if rule not in RULES:
-        raise ValueError(f'auto_scale_lr.rule is {rule!r}, wanted one of {RULES}')
+        raise LaunchError(f'auto_scale_lr.rule is {rule!r}, wanted one of {RULES}')
     settings['enable'] = False
     accumulation = max(wrapper.get('accumulative_counts', 1) for _, wrapper in optim_wrappers(cfg))
     images_per_iter = cfg.train_dataloader.batch_size * world_size
@@ -120,7 +122,7 @@ def _scale_iterations(cfg: Config, changes: list[Change], ratio: Fraction, accum
     clock = _Clock(ratio, accumulation, warmup_iters)
     total = clock(cfg.train_cfg.max_iters)
     if total <= clock(warmup_iters):
-        raise ValueError(f'--auto-scale-lr would leave {total} of {cfg.train_cfg.max_iters} iterations, no more than the warm-up of '
+        raise LaunchError(f'--auto-scale-lr would leave {total} of {cfg.train_cfg.max_iters} iterations, no more than the warm-up of '
                          f'{clock(warmup_iters)}; take a smaller global batch, or leave the option out and choose lr and max_iters yourself')
     for index, scheduler in by_iter:
         _scale_scheduler(scheduler, changes, 'param_scheduler' if index is None else f'param_scheduler.{index}', clock)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# torchrun as dist_train.sh and dist_test.sh need it: tools/torchrun.sh PROCESSES SCRIPT [arguments]
+set -euo pipefail
+processes=$1
+shift
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [[ -z ${PYTHON:-} ]]; then
+    PYTHON=$root/.venv/bin/python
+    [[ -x $PYTHON ]] || PYTHON=python
+fi
+if [[ ! $processes =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: the number of processes is '$processes', wanted a positive integer" >&2
+    exit 2
+fi
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    # More threads than cores makes CPU processes wait for each other.
+    OMP_NUM_THREADS=$(($(getconf _NPROCESSORS_ONLN) / processes))
+    export OMP_NUM_THREADS=$((OMP_NUM_THREADS > 0 ? OMP_NUM_THREADS : 1))
+fi
+nodes=${NNODES:-1}
+if [[ -z ${PORT:-} ]]; then
+    # Several machines have to agree on a port; on one machine a free one lets runs go side by side.
+    PORT=29500
+    [[ $nodes != 1 ]] || PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+fi
+exec "$PYTHON" -m torch.distributed.run --nnodes="$nodes" --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$PORT" --nproc_per_node="$processes" "$@"

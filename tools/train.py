@@ -1,0 +1,77 @@
+"""Trains any stage: pre-training, classification, detection, segmentation; the config says which.
+
+python tools/train.py CONFIG [--work-dir D] [--resume [CKPT]] [--amp] [--auto-scale-lr] [--cfg-options k=v ...]
+tools/dist_train.sh CONFIG PROCESSES [the same options]          several processes, with or without CUDA
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from addp_backbone.amp import use_amp
+from addp_backbone.checkpoint_io import CheckpointError
+from addp_backbone.config_checks import LaunchError, check_data
+from addp_backbone.launch import (
+    StageRunner,
+    add_arguments,
+    fit_to_device,
+    load_config,
+    set_resume,
+    start_processes,
+    stop_processes,
+    use_safe_hooks,
+)
+from addp_backbone.saving import BadLossError
+from addp_backbone.scale_lr import describe_changes, scale_lr
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
+                        help='go on from CKPT, or without a value from the latest checkpoint in the work dir')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on CUDA (or optim_wrapper.dtype), bfloat16 on the CPU')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prepares the config and trains."""
+    arguments = parse_arguments()
+    cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
+    for split in ('train', 'val'):
+        check_data(cfg, split)
+    world_size = start_processes(arguments.launcher)
+    table = scale_to_batch(cfg, world_size) if arguments.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable') else None
+    if arguments.amp:
+        use_amp(cfg, cuda=True)  # fit_to_device turns it into bfloat16 where there is no CUDA
+    set_resume(cfg, arguments.resume)
+    use_safe_hooks(cfg, world_size)
+    fit_to_device(cfg)
+    runner = StageRunner.from_cfg(cfg)
+    if table:
+        print_log(table, logger='current')
+    runner.train()
+    stop_processes()
+
+
+def scale_to_batch(cfg: Config, world_size: int) -> str:
+    """Applies ``--auto-scale-lr``; returns the table for the log."""
+    changes = scale_lr(cfg, world_size)
+    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+    return describe_changes(changes, cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size * world_size * accumulation)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (LaunchError, CheckpointError, BadLossError) as error:
+        sys.exit(f'error: {error}')
