@@ -1,0 +1,38 @@
+# The two commands of a newcomer: make quickstart, make test. Both set up .venv first if it is missing.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+SOURCES := addp_backbone pretrain tools tests det_configs seg_configs setup.py
+
+.PHONY: quickstart test setup check lint types format doctor clean-quickstart
+
+quickstart: $(INSTALLED)
+	$(PYTHON) tools/quickstart.py
+
+# Two workers with one thread each: the tests are many and small.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml setup.py addp_backbone/mmcv_finder.py
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet -r requirements.txt
+	$(PYTHON) -m pip install --quiet --no-deps --editable .
+	touch $@
+
+check: lint types test
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check $(SOURCES) pretrain/configs
+
+types: $(INSTALLED)
+	$(PYTHON) -m mypy
+
+doctor: $(INSTALLED)
+	$(PYTHON) tools/doctor.py
+
+clean-quickstart:
+	rm -rf work_dirs/quickstart
