@@ -83,7 +83,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
             TypeError: If the model has no such backbone.
         """
         backbone = getattr(module, BACKBONE, None)
-        if not hasattr(backbone, 'get_layer_depth'):
+        if backbone is None or not hasattr(backbone, 'get_layer_depth'):
             raise TypeError('layer-wise decay asks model.backbone.get_layer_depth(param_name, prefix), which '
                             f'{type(module).__name__} with backbone {type(backbone).__name__} does not have: '
                             'use ADDPViT as the backbone, or another optim_wrapper.constructor')

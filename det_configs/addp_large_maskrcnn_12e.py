@@ -6,9 +6,8 @@ AP box: published none; measured: not run.
 
 _base_ = './addp_large_maskrcnn.py'
 
-max_iters = 22125  # 12 / 100 of ViTDet's 184375
-train_cfg = dict(max_iters=max_iters)
+train_cfg = dict(max_iters=22125)  # 12 / 100 of ViTDet's 184375
 param_scheduler = [
     _base_.param_scheduler[0],  # the same warm-up
-    dict(_base_.param_scheduler[1], end=max_iters, milestones=[19667, 21306]),  # at 8/9 and 26/27, as in ViTDet
+    dict(_base_.param_scheduler[1], milestones=[19667, 21306]),  # at 8/9 and 26/27, as in ViTDet
 ]

@@ -5,8 +5,10 @@ Other global batches: ``--auto-scale-lr``. Mixed precision: ``--amp`` (fp16, as 
 ``--cfg-options optim_wrapper.accumulative_counts=k``; iterations count batches, so multiply max_iters, milestones and warm-up by k.
 """
 
-max_iters = 184375  # ViTDet: 100 epochs
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)  # d2: evaluate every 5000
+train_cfg = dict(
+    type='IterBasedTrainLoop',
+    max_iters=184375,  # ViTDet: 100 epochs
+    val_interval=5000)  # d2
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -18,7 +20,7 @@ optim_wrapper = dict(
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),  # ViTDet
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[163889, 177546], gamma=0.1),  # ViTDet
+    dict(type='MultiStepLR', by_epoch=False, milestones=[163889, 177546], gamma=0.1),  # ViTDet
 ]
 
 auto_scale_lr = dict(enable=False, base_batch_size=64)  # 8 GPUs x 8 images

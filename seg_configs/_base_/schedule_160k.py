@@ -2,12 +2,11 @@
 
 Other global batches: ``--auto-scale-lr``. Mixed precision: ``--amp`` (fp16), or for bf16
 ``--cfg-options optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16``. Gradient accumulation over k batches:
-``--cfg-options optim_wrapper.accumulative_counts=k``; iterations count batches, so multiply max_iters, warm-up and end by k.
+``--cfg-options optim_wrapper.accumulative_counts=k``; iterations count batches, so multiply max_iters and warm-up by k.
 """
 
-max_iters = 160000  # MAE
 num_warmup_iters = 1500  # MAE
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=16000)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)  # MAE
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -19,7 +18,7 @@ optim_wrapper = dict(
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=num_warmup_iters),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=num_warmup_iters, end=max_iters),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=num_warmup_iters),  # to the last iteration
 ]
 
 auto_scale_lr = dict(enable=False, base_batch_size=16)  # 8 GPUs x 2 images

@@ -1,0 +1,57 @@
+"""Tiny ViT, Mask R-CNN with small heads and images: for debugging, laptops and small data sets; trains from random weights too.
+
+Command: ``python tools/train.py det_configs/addp_tiny_maskrcnn.py`` (no GPU needed). On own data: inherit from this leaf
+(``tools/new_dataset.py`` writes such a config). All values are ours, tuned on small data; nothing is published.
+"""
+
+_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
+
+image_size = 480  # longer side, in pixels
+num_channels = 64
+
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
+    backbone=dict(arch='tiny', img_size=image_size, window_size=7, drop_path_rate=0.0, init_cfg=None),
+    neck=dict(in_channels=192, out_channels=num_channels),
+    rpn_head=dict(in_channels=num_channels, feat_channels=num_channels, num_convs=1,
+        anchor_generator=dict(scales=[4])),  # sides 16 to 256 px: small images have small objects
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=num_channels, roi_layer=dict(sampling_ratio=2)),
+        bbox_head=dict(in_channels=num_channels, conv_out_channels=num_channels, num_shared_convs=1, fc_out_channels=256),
+        mask_roi_extractor=dict(out_channels=num_channels, roi_layer=dict(sampling_ratio=2)),
+        mask_head=dict(in_channels=num_channels, conv_out_channels=num_channels, num_convs=2)),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=500, max_per_img=256), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=256)))
+
+train_pipeline = [
+    dict(type='SeedAugmentation'),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomResize', scale=(image_size, image_size), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type='RandomCrop', crop_type='absolute', crop_size=(image_size, image_size), recompute_bbox=True,
+         allow_negative_crop=True),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(image_size, image_size), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_iters=2000, val_interval=500)
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4, weight_decay=0.05),
+    paramwise_cfg=dict(decay_rate=1.0),
+    clip_grad=dict(max_norm=1.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, eta_min=0.0),  # to the last iteration
+]
+auto_scale_lr = dict(base_batch_size=2)
+default_hooks = dict(checkpoint=dict(interval=500), logger=dict(interval=20))
