@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from addp_backbone.arch import Arch, get_arch
-from addp_backbone.layers import NORM_EPS, Block, PatchEmbed
 from torch import Tensor, nn
 
+from addp_backbone.arch import Arch, get_arch
+from addp_backbone.layers import NORM_EPS, Block, PatchEmbed
 from pretrain.decoder import TokenHead, decoder_sequence
 from pretrain.frozen import freeze, frozen_forward, resolve_dtype
 from pretrain.initialization import init_patch_embedding, init_position, init_transformer
@@ -63,6 +63,9 @@ class ADDP(nn.Module):
         frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
             None: float32 weights, under the autocast that is around.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, arch: str | Mapping[str, int] | Arch = 'base', decoder_depth: int = 8,
                  decoder_num_heads: int = 16, img_size: int = 256, patch_size: int = 16,
@@ -183,12 +186,21 @@ class ADDP(nn.Module):
         """The encoder's output (B, 1 + L, C), cls first, of pixels (B, 3, H, W)."""
         return self.norm(self.blocks(self.dropout(self.embed_pixels(pixels))))
 
-    def predict_vocabulary_logits(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`predict_logits`, over the whole vocabulary: (B, L, V)."""
-        features = self.decoder_embed(self.encode_pixels(pixels))
+    def score_vocabulary(self, encoded: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Runs the decoder.
+
+        Args:
+            encoded: (B, 1 + L, C), the encoder's output, cls first.
+            tokens: (B, L) int64.
+            mask: (B, L) bool.
+
+        Returns:
+            Logits (B, L, V) over the whole vocabulary.
+        """
         x = decoder_sequence(
-            features, self.token_emb(tokens), mask, self.mask_token, pos_unmasked=self.decoder_pos_embed_learned,
-            pos_masked=self.decoder_pos_mask_embed, pos_token=self.decoder_pos_token_embed)  # (B, 1 + L + U, C)
+            self.decoder_embed(encoded), self.token_emb(tokens), mask, self.mask_token,
+            pos_unmasked=self.decoder_pos_embed_learned, pos_masked=self.decoder_pos_mask_embed,
+            pos_token=self.decoder_pos_token_embed)  # (B, 1 + L + unmasked places, C)
         x = self.decoder_norm(self.decoder_blocks(x))
         return self.mlm_layer(x[:, 1:1 + self.num_tokens], self.token_emb.weight)
 
@@ -206,7 +218,7 @@ class ADDP(nn.Module):
         Raises:
             ValueError: If rows have different numbers of masked places, or the images another size.
         """
-        return self.predict_vocabulary_logits(pixels, tokens, mask)[..., :self.num_codes]
+        return self.score_vocabulary(self.encode_pixels(pixels), tokens, mask)[..., :self.num_codes]
 
     def masked_loss(self, sample: DiffusionSample, mask: Tensor, label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
         """Cross entropy against the soft target, with label smoothing over the whole vocabulary, at masked places.
@@ -219,5 +231,5 @@ class ADDP(nn.Module):
         Returns:
             A scalar, float32.
         """
-        logits = self.predict_vocabulary_logits(sample.noisy_images, sample.tokens, mask)
+        logits = self.score_vocabulary(self.encode_pixels(sample.noisy_images), sample.tokens, mask)
         return masked_soft_cross_entropy(logits, sample.target, mask, label_smoothing)

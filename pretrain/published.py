@@ -6,6 +6,7 @@ its name, and then nothing has been loaded.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
+
+from addp_backbone.checkpoint_io import CheckpointError, read_checkpoint
 
 if TYPE_CHECKING:
     from pretrain.addp import ADDP
@@ -70,7 +73,7 @@ _RUN_STATE_REASON = 'state of the training run, not of a network'
 _UNUSED_REASON = 'stored, but not used by the published forward pass'
 _ALIAS_REASON = 'second name of the tokenizer, whose weights are loaded from vqgan.*'
 _FOREIGN_TOKENIZER_REASON = 'a tokenizer kept in the file of a token predictor; tokenizers have their own file'
-_MAX_NAMES = 20  # listed in an error
+_MAX_NAMES = 10  # of each kind, listed in an error
 
 
 def find_published(name: str, path: str | Path | None = None, option: str = 'path') -> Path:
@@ -100,8 +103,6 @@ def find_published(name: str, path: str | Path | None = None, option: str = 'pat
 
 def read_published(name: str, path: str | Path | None = None, option: str = 'path') -> dict[str, Any]:
     """Reads a released checkpoint without executing anything in it; arguments as in :func:`find_published`."""
-    from addp_backbone.checkpoint import read_checkpoint
-
     return read_checkpoint(find_published(name, path, option))
 
 
@@ -120,7 +121,7 @@ def load_published_addp(model: ADDP, contents: Mapping[str, Any]) -> LoadReport:
         What was loaded, what was dropped and why, and which networks the file does not hold.
 
     Raises:
-        ValueError: If tensors are missing, unknown or of another shape; nothing is loaded then.
+        CheckpointError: If tensors are missing, unknown or of another shape; nothing is loaded then.
     """
     report = LoadReport()
     tensors = _network_tensors(contents, report)
@@ -141,7 +142,7 @@ def load_published_addp(model: ADDP, contents: Mapping[str, Any]) -> LoadReport:
     _copy(copies)
     if report.absent:
         print_log(f'the checkpoint holds ADDP but no {" and no ".join(report.absent)}: they keep the weights they have, so '
-                  f'load their own files before training or generating', logger='current', level=30)
+                  f'load their own files before training or generating', logger='current', level=logging.WARNING)
     return report
 
 
@@ -158,7 +159,7 @@ def load_published_token_predictor(predictor: TokenPredictor, contents: Mapping[
         What was loaded, and what was dropped and why.
 
     Raises:
-        ValueError: As in :func:`load_published_addp`.
+        CheckpointError: As in :func:`load_published_addp`.
     """
     report = LoadReport()
     tensors = _network_tensors(contents, report)
@@ -179,7 +180,7 @@ def _network_tensors(contents: Mapping[str, Any], report: LoadReport) -> dict[st
     entries = dict(contents)
     nested = [name for name in ('model', 'state_dict') if isinstance(entries.get(name), Mapping)]
     if len(nested) > 1:
-        raise ValueError('the checkpoint holds both "model" and "state_dict": pass the one that is wanted')
+        raise CheckpointError('the checkpoint holds both "model" and "state_dict": pass the one that is wanted')
     for name in nested:
         entries.update(entries.pop(name))
     for name in _RUN_STATE.intersection(entries):
@@ -232,26 +233,32 @@ def _match(module: nn.Module, source: Mapping[str, Any], prefix: str, unused: Ma
         (destination, source) pairs.
 
     Raises:
-        ValueError: On any disagreement, with all of them.
+        CheckpointError: On any disagreement, with all of them.
     """
     own = module.state_dict()
     shapes = {**{name: tuple(tensor.shape) for name, tensor in own.items()}, **unused}
-    problems = [f'{prefix}{name} is missing' for name in shapes if name not in source and name not in _OPTIONAL]
-    problems += [f'{prefix}{name} is not known' for name in source if name not in shapes]
-    problems += list(_wrong_kind(source, shapes, unused, prefix))
-    if problems:
-        listed = '\n  '.join(problems[:_MAX_NAMES])
-        more = f'\n  and {len(problems) - _MAX_NAMES} more' if len(problems) > _MAX_NAMES else ''
-        raise ValueError(f'the checkpoint does not fit {type(module).__name__}, nothing was loaded:\n  {listed}{more}\n'
-                         f'Check that arch, decoder_depth, img_size and patch_size are those of the checkpoint')
+    missing = [f'{prefix}{name} is missing' for name in shapes if name not in source and name not in _OPTIONAL]
+    extra = [f'{prefix}{name} is not known' for name in source if name not in shapes]
+    wrong = list(_wrong_kind(source, shapes, unused, prefix))
+    if missing or extra or wrong:
+        listed = ''.join(f'\n  {line}' for kind in (missing, wrong, extra) for line in _shorten(kind))
+        raise CheckpointError(f'the checkpoint does not fit {type(module).__name__}, nothing was loaded:{listed}\n'
+                              f'Check that the sizes in the config (arch, decoder_depth, img_size, tokenizer ...) are those '
+                              f'of the checkpoint')
     report.loaded += [f'{prefix}{name}' for name in own]
     report.dropped.update({f'{prefix}{name}': _UNUSED_REASON for name in unused if name in source})
     return [(own[name], source[name]) for name in own]
 
 
+def _shorten(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    return lines if len(lines) <= _MAX_NAMES else [*lines[:_MAX_NAMES], f'... and {len(lines) - _MAX_NAMES} more like these']
+
+
 def _wrong_kind(source: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], unused: Mapping[str, tuple[int, ...]],
                 prefix: str) -> Iterator[str]:
-    for name in shapes.keys() & source.keys():
+    """A line for every entry that is no tensor, or has another shape or kind of numbers than wanted."""
+    for name in (name for name in shapes if name in source):
         value = source[name]
         if not isinstance(value, Tensor):
             yield f'{prefix}{name} is a {type(value).__name__}, wanted a tensor'
@@ -265,17 +272,17 @@ def _drop_alias(alias: Mapping[str, Any], tokenizer: Mapping[str, Any], report: 
     """Drops ``token_predictor.vqgan.*`` once it is clear that it is the tokenizer again.
 
     Raises:
-        ValueError: If names, shapes or values differ.
+        CheckpointError: If names, shapes or values differ.
     """
     names = alias.keys() ^ tokenizer.keys() if alias else ()
     if names:
-        raise ValueError(f'token_predictor.vqgan.* and vqgan.* name the same tokenizer, but only one of them holds '
+        raise CheckpointError(f'token_predictor.vqgan.* and vqgan.* name the same tokenizer, but only one of them holds '
                          f'{sorted(names)[:_MAX_NAMES]}; nothing was loaded')
     for name, value in alias.items():
         same = isinstance(value, Tensor) and value.shape == tokenizer[name].shape and (
             value.is_meta or torch.equal(value, tokenizer[name]))
         if not same:
-            raise ValueError(f'token_predictor.vqgan.{name} differs from vqgan.{name}, though both name the same '
+            raise CheckpointError(f'token_predictor.vqgan.{name} differs from vqgan.{name}, though both name the same '
                              f'tokenizer; nothing was loaded')
         report.dropped[f'token_predictor.vqgan.{name}'] = _ALIAS_REASON
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from addp_backbone.arch import Arch, get_arch
-from addp_backbone.layers import NORM_EPS, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from addp_backbone.arch import Arch, get_arch
+from addp_backbone.layers import NORM_EPS, Block
 from pretrain.decoder import TokenHead
 from pretrain.initialization import init_position, init_transformer
 from pretrain.losses import LABEL_SMOOTHING, masked_cross_entropy
