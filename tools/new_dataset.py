@@ -1,0 +1,115 @@
+"""Checks your own data set and writes the short config that trains on it.
+
+Detection, from COCO JSON files and image folders (boxes without masks choose Faster R-CNN):
+
+    python tools/new_dataset.py det --out my_cars.py --train-json train.json --train-images images/train
+        --val-json val.json --val-images images/val
+
+Segmentation, from image and mask folders and a class list (a text file with a name a line, or JSON):
+
+    python tools/new_dataset.py seg --out my_streets.py --classes classes.txt --train-images images/train
+        --train-masks masks/train --val-images images/val --val-masks masks/val
+
+Exit code 1 and nothing written if the data has errors. Then: python tools/train.py my_cars.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine import Config
+from tqdm import tqdm
+
+from addp_backbone.coco_checks import DetectionSplit, check_detection
+from addp_backbone.dataset_findings import Findings
+from addp_backbone.dataset_leaf import detection_leaf, schedule_hint, segmentation_leaf, write_leaf
+from addp_backbone.mask_checks import VOID_255, VOID_ZERO, SegmentationSplit, check_segmentation, read_classes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(dest='task', required=True, metavar='{det,seg}')
+    for task, base, second in (('det', 'det_configs/addp_base_maskrcnn.py', 'json'), ('seg', 'seg_configs/addp_base_upernet.py', 'masks')):
+        sub = tasks.add_parser(task, help={'det': 'boxes, with or without masks', 'seg': 'a class for every pixel'}[task])
+        for split in ('train', 'val'):
+            note = 'training' if split == 'train' else 'validation (default: the training data again)'
+            for kind in ('images', second):
+                what = {'images': 'folder of images', 'json': 'COCO JSON', 'masks': 'folder of masks'}[kind]
+                sub.add_argument(f'--{split}-{kind}', type=Path, required=split == 'train', metavar='PATH', help=f'{what}, {note}')
+        sub.add_argument('--out', type=Path, required=True, metavar='CONFIG.py', help='config to write')
+        sub.add_argument('--base', type=Path, default=REPOSITORY / base, help=f'config to inherit from (default: {base})')
+        sub.add_argument('--force', action='store_true', help='replace an existing config')
+        sub.add_argument('--max-findings', type=int, default=10, metavar='N', help='findings shown of each kind (default: 10; 0 = all)')
+        sub.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images (default: %(default)s)')
+        if task == 'det':
+            sub.add_argument('--box-only', action='store_true', help='ignore masks: train Faster R-CNN')
+        else:
+            sub.add_argument('--classes', type=Path, required=True, metavar='FILE', help='class names')
+            sub.add_argument('--void', choices=('auto', VOID_ZERO, VOID_255), default='auto',
+                             help='zero: 0 = void, classes from 1 (ADE20K); 255: 255 = void, classes from 0')
+            sub.add_argument('--mask-suffix', default='.png', help='how mask names end (default: %(default)s)')
+    args = parser.parse_args(argv)
+    if (args.val_images is None) != (getattr(args, f'val_{"json" if args.task == "det" else "masks"}') is None):
+        parser.error('--val-images and --val-json or --val-masks belong together')
+    if args.out.suffix != '.py' or '.' in args.out.stem:
+        parser.error(f'--out must be a Python file with no other dot in its name, got {args.out}')
+    if args.out.exists() and not args.force:
+        parser.error(f'{args.out} exists: choose another name, or --force to replace it')
+    return args
+
+
+def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Shows a bar."""
+    return tqdm(items, total=total, unit='image', smoothing=0.05)
+
+
+def check_and_compose(args: argparse.Namespace, findings: Findings) -> tuple[str, int]:
+    """Checks the data set; returns the leaf config's text (empty if there are errors) and the number of training images."""
+    if args.task == 'det':
+        boxes = [DetectionSplit('train', args.train_json, args.train_images)]
+        boxes += [DetectionSplit('val', args.val_json, args.val_images)] if args.val_images else []
+        found = check_detection(boxes, findings, args.workers, args.box_only, show_progress)
+        if not found.has_masks and not findings.num_errors:
+            print('no masks: Faster R-CNN is trained instead of Mask R-CNN')
+        return '' if findings.num_errors else detection_leaf(args.out, args.base, boxes, found), found.num_train_images
+    classes, palette = read_classes(args.classes)
+    masks = [SegmentationSplit('train', args.train_images, args.train_masks)]
+    masks += [SegmentationSplit('val', args.val_images, args.val_masks)] if args.val_images else []
+    data = check_segmentation(masks, classes, findings, args.void, args.mask_suffix, args.workers, show_progress)
+    if not findings.num_errors:
+        print('void: 0 in the masks, classes count from 1' if data.void == VOID_ZERO else 'void: 255 in the masks, classes count from 0')
+    leaf = '' if findings.num_errors else segmentation_leaf(args.out, args.base, masks, classes, palette, data)
+    return leaf, data.num_train_images
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parse_args(argv)
+    findings = Findings()
+    try:
+        leaf, num_images = check_and_compose(args, findings)
+        config: Config | None = write_leaf(args.out, leaf) if leaf else None
+    except (ValueError, OSError) as error:
+        print(f'new_dataset: {error}', file=sys.stderr)
+        return 1
+    if args.val_images is None:
+        print('no validation data given: the config validates on the training data, which tells nothing about new images')
+    print('\n'.join([*findings.histogram_lines(), '', *findings.lines(args.max_findings)]))
+    print(f'{findings.num_errors} errors, {findings.num_warnings} warnings')
+    if config is None:
+        print(f'new_dataset: the data has errors, {args.out} is not written', file=sys.stderr)
+        return 1
+    print(f'written: {args.out}\n{schedule_hint(config, num_images)}\nnext: python tools/train.py {args.out}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
