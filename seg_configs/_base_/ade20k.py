@@ -9,7 +9,7 @@ data_root = 'data/ade/ADEChallengeData2016'
 train_pipeline = [
     dict(type='SeedAugmentation'),  # the draws below follow from seed and stream position, so that a resumed run repeats them
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),  # 0 = void, not scored
+    dict(type='LoadAnnotations'),  # the data set says that 0 = void, not scored
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -19,7 +19,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),  # after Resize: scored at the image's own size
+    dict(type='LoadAnnotations'),  # after Resize: scored at the image's own size
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [  # six sizes, each with its mirror image (BEiT)
@@ -31,7 +31,7 @@ tta_pipeline = [  # six sizes, each with its mirror image (BEiT)
              for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
             [dict(type='RandomFlip', prob=0.0, direction='horizontal'),
              dict(type='RandomFlip', prob=1.0, direction='horizontal')],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],
         ]),
 ]
