@@ -1,15 +1,18 @@
 """From a command line to mmengine's Runner, the same for every stage and for training and testing.
 
 ``tools/train.py`` and ``tools/test.py`` call, in this order: :func:`load_config`, :func:`start_processes`, :func:`check_data`, what is
-particular to them, :func:`fit_to_device`, and :class:`StageRunner`.
+particular to them, :func:`fit_to_device`, and :class:`addp_backbone.runner.StageRunner`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import io
 import os
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +21,16 @@ import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import CheckpointLoader, Runner
-from torch import Tensor
 
 from addp_backbone.amp import avoid_cuda_amp
-from addp_backbone.checkpoint_io import CheckpointError, read_checkpoint
 from addp_backbone.config_checks import LaunchError, check_option_names, closest
+from addp_backbone.runner import read_checkpoints_safely
 from addp_backbone.saving import find_latest_checkpoint
 from addp_backbone.scale_lr import optim_wrappers
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
-
-
-class StageRunner(Runner):
-    """mmengine's Runner, but resuming and testing refuse a checkpoint that does not hold all the weights; nothing is passed over.
-
-    Starting from weights (``load_from`` in training) stays lenient, as heads may differ in their number of classes; mmengine logs what
-    differs.
-    """
-
-    def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', strict: bool = False,
-                        revise_keys: list | None = None) -> dict[str, Any]:
-        """Loads ``filename`` as mmengine does.
-
-        Raises:
-            CheckpointError: If resuming or testing, and tensors are missing, left over or of another shape.
-        """
-        checkpoint = super().load_checkpoint(filename, map_location, strict, revise_keys or [(r'^module\.', '')])
-        testing = self._train_loop is None or isinstance(self._train_loop, dict)
-        if self._resume or testing:
-            model = self.model
-            while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-                model = model.module
-            check_weights(filename, checkpoint.get('state_dict', checkpoint), model.state_dict())
-        return checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +63,8 @@ def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str 
                           f'(looked in {file.absolute().parent})')
     read_checkpoints_safely()
     cfg = Config.fromfile(file)
+    if cfg.get('default_scope') in VISUALIZATION_HOOKS:
+        _import_quietly(f'{cfg.default_scope}.datasets')
     if options:
         check_option_names(cfg, options)
         try:
@@ -219,37 +197,13 @@ def draw_predictions(cfg: Config, folder: str) -> None:
                               vis_backends=[dict(type='LocalVisBackend', save_dir=place, img_save_dir='.')])
 
 
-def check_weights(path: str, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Compares a checkpoint's tensors with a model's.
-
-    Raises:
-        CheckpointError: If names are missing or left over, or shapes differ; the message has the lists.
-    """
-    given = {name.removeprefix('module.'): tensor for name, tensor in given.items()}
-    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    shapes = [f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in wanted.items()
-              if name in given and given[name].shape != tensor.shape]
-    if missing or unexpected or shapes:
-        raise CheckpointError(f'{path} does not fit the model of this config. Missing: {_some(missing)}. Unknown to the model: '
-                              f'{_some(unexpected)}. Of another shape: {_some(shapes)}. Use the config the checkpoint was trained with')
-
-
-def read_checkpoints_safely() -> None:
-    """Makes every checkpoint that mmengine reads from a file or a web address go through :func:`read_checkpoint`.
-
-    mmengine falls back to unrestricted unpickling when safe loading fails, which runs whatever the file says.
-    """
-    CheckpointLoader.register_scheme('', _load_from_local, force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'), _load_from_http, force=True)
-
-
-def _load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Reads onto the CPU: loading copies each tensor to where it belongs."""
-    return read_checkpoint(filename)
-
-
-def _load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
-    raise CheckpointError(f'{filename} is a web address; download the file and give its path')
+def _import_quietly(module: str) -> None:
+    """Imports what the Runner would import later, without the lines about an optional package that mmdet prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        importlib.import_module(module)
+    rest = [line for line in printed.getvalue().splitlines() if not line.startswith('Could not import')]
+    sys.stdout.writelines(f'{line}\n' for line in rest)
 
 
 def _set_variables_from_slurm() -> None:
@@ -277,7 +231,3 @@ def _replace_sync_bn(node: Any) -> int:
     if found:
         node['type'] = 'BN'
     return found + sum(_replace_sync_bn(child) for child in node.values())
-
-
-def _some(names: list[str]) -> str:
-    return (', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')) or 'none'

@@ -43,10 +43,9 @@ class SafeCheckpointHook(CheckpointHook):
         """Chooses the atomic backend unless the config names one."""
         if self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend=ATOMIC_BACKEND)
-        # mmengine makes a FileClient that nobody uses and warns that FileClient is deprecated.
+        # mmengine makes FileClients that nobody uses, and warns that FileClient is deprecated.
         runner.logger.addFilter(_is_not_about_file_client)
         super().before_train(runner)
-        runner.logger.removeFilter(_is_not_about_file_client)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = None

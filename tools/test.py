@@ -21,7 +21,6 @@ from addp_backbone.checkpoint_io import CheckpointError
 from addp_backbone.config_checks import LaunchError, check_data
 from addp_backbone.files import replace_file
 from addp_backbone.launch import (
-    StageRunner,
     add_arguments,
     draw_predictions,
     fit_to_device,
@@ -29,6 +28,7 @@ from addp_backbone.launch import (
     start_processes,
     stop_processes,
 )
+from addp_backbone.runner import StageRunner
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -19,7 +19,6 @@ from addp_backbone.amp import use_amp
 from addp_backbone.checkpoint_io import CheckpointError
 from addp_backbone.config_checks import LaunchError, check_data
 from addp_backbone.launch import (
-    StageRunner,
     add_arguments,
     fit_to_device,
     load_config,
@@ -28,6 +27,7 @@ from addp_backbone.launch import (
     stop_processes,
     use_safe_hooks,
 )
+from addp_backbone.runner import StageRunner
 from addp_backbone.saving import BadLossError
 from addp_backbone.scale_lr import describe_changes, scale_lr
 
