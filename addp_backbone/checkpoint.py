@@ -39,9 +39,9 @@ _DROPS: dict[str, tuple[tuple[str, str], ...]] = {
     'addp': (*_COMMON_DROPS,
              (r'decoder[_.].+|mask_token|token_emb\..+|mlm_layer\..+|pos_(token|mask)_embed', DECODER),
              (r'(token_predictor|vqgan|tokenizer)\..+', FROZEN)),
-    'mage': (*_COMMON_DROPS,
+    'mage': ((r'pos_embed|cls_token', "MAGE's forward does not use it: its blocks saw rows of token_emb"),
+             *_COMMON_DROPS,
              (r'decoder[_.].+|mask_token|mlm_layer\..+|token_emb\.word_embeddings\..+|token_emb\.position_ids', DECODER),
-             (r'pos_embed', "MAGE's forward does not use it: its blocks saw token_emb.position_embeddings"),
              (r'(vqgan|tokenizer)\..+', FROZEN)),
     'mae': (*_COMMON_DROPS, (r'decoder_.+|mask_token', DECODER), (r'(head|fc_norm)\..+', HEAD)),
     'timm': (*_COMMON_DROPS, (r'(head|head_dist|fc_norm|attn_pool)\..+', HEAD)),
@@ -57,6 +57,8 @@ _REFUSED = (
 )
 _TRUNK = re.compile(r'patch_embed\.proj\.(weight|bias)|pos_embed|tokenizer_norm\.(weight|bias)'
                     r'|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.attn\.rel_pos_[hw]')
+_CLASSIFIER = re.compile(r'cls_token|norm\.(weight|bias)')  # what a classifier keeps besides the trunk
+_MAGE_CLS_ROW = 1100 - 2025  # of the word embeddings, from their end: the fake class token in front of MAGE's tokens
 _NECK_INDICES = {  # detectron2 numbers a level's layers with a hole where an activation stands, and nests a conv's norm
     'simfp_2': {'0': 0, '1': 1, '3': 3, '4': 4, '4.norm': 5, '5': 6, '5.norm': 7},
     'simfp_3': {'0': 0, '1': 1, '1.norm': 2, '2': 3, '2.norm': 4},
@@ -87,14 +89,16 @@ class ConversionReport:
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], format: str = 'auto', img_size: int | None = 256,
-                       patch_size: int | None = 16) -> ConversionReport:
-    """Converts a checkpoint to the names and shapes of :class:`addp_backbone.ADDPViT`.
+                       patch_size: int | None = 16, keep_cls: bool = False) -> ConversionReport:
+    """Converts a checkpoint to the names and shapes of :class:`addp_backbone.ADDPViT`, or of the classifier's ViT.
 
     Args:
         state_dict: Names and tensors (or numpy arrays), or a checkpoint that has them under ``model`` or ``state_dict``.
         format: One of :data:`FORMATS`, or 'auto' to tell it from the names.
         img_size: The backbone's ``pretrain_img_size``: position embeddings are resized to its grid. None keeps the source's grid.
         patch_size: The backbone's patch size: patch embeddings are resampled to it (FlexiViT's pseudo-inverse). None keeps it.
+        keep_cls: For :class:`pretrain.classifier.ClassifierViT`: ``cls_token``, its entry of ``pos_embed`` and the final ``norm`` (if
+            the source has one) stay.
 
     Returns:
         The weights and what became of every tensor. The source is not changed.
@@ -114,13 +118,14 @@ def convert_state_dict(state_dict: Mapping[str, Any], format: str = 'auto', img_
     unexplained = []
     for name, tensor in tensors.items():
         reason = next((why for pattern, why in _DROPS[format] if re.fullmatch(pattern, name)), None)
-        if reason is not None:
+        kept = keep_cls and _CLASSIFIER.fullmatch(name) and not (format == 'mage' and name == 'cls_token')
+        if reason is not None and not kept:
             report.dropped[name] = reason
         elif format == 'mage' and name in _MAGE_NAMES:
             report.state_dict[_MAGE_NAMES[name]] = tensor
         elif format == 'detectron2' and name.startswith('simfp_'):
             report.neck_state_dict[_neck_name(name)] = tensor
-        elif _TRUNK.fullmatch(name):
+        elif kept or _TRUNK.fullmatch(name):
             report.state_dict[name] = tensor
         else:
             unexplained.append(name)
@@ -130,9 +135,13 @@ def convert_state_dict(state_dict: Mapping[str, Any], format: str = 'auto', img_
     if format == 'mage':
         report.notes.append("patch_embed.proj: as in the file, but MAGE never trains it (its encoder reads token ids)")
         report.notes.append('pos_embed <- token_emb.position_embeddings, tokenizer_norm <- token_emb.LayerNorm')
-    _check_trunk(report)
+        words = tensors.get('token_emb.word_embeddings.weight', torch.empty(0))
+        if keep_cls and len(words) >= -_MAGE_CLS_ROW:
+            report.state_dict['cls_token'] = words[_MAGE_CLS_ROW].reshape(1, 1, -1)
+            report.notes.append(f'cls_token <- token_emb.word_embeddings, row {len(words) + _MAGE_CLS_ROW} (the fake class token)')
+    _check_trunk(report, keep_cls)
     if not report.missing:
-        _resize(report, img_size, patch_size)
+        _resize(report, img_size, patch_size, keep_cls)
     return report
 
 
@@ -209,7 +218,7 @@ def _neck_name(name: str) -> str:
     return f'levels.{int(level[-1]) - 2}.{index}.{kind}'
 
 
-def _check_trunk(report: ConversionReport) -> None:
+def _check_trunk(report: ConversionReport, keep_cls: bool) -> None:
     """Lists missing tensors and refuses wrong shapes; width, depth and patch size are read off the tensors themselves."""
     found = report.state_dict
     depth = 1 + max(int(name.split('.')[1]) for name in found if name.startswith('blocks.'))
@@ -218,6 +227,10 @@ def _check_trunk(report: ConversionReport) -> None:
     shapes: dict[str, tuple[int, ...]] = {'patch_embed.proj.weight': (width, 3, patch, patch), 'patch_embed.proj.bias': (width,)}
     if 'tokenizer_norm.weight' in found or 'tokenizer_norm.bias' in found or report.format == 'addp':
         shapes |= {'tokenizer_norm.weight': (width,), 'tokenizer_norm.bias': (width,)}
+    if keep_cls:
+        shapes['cls_token'] = (1, 1, width)
+        if 'norm.weight' in found or 'norm.bias' in found or report.format in ('addp', 'mae', 'mage'):
+            shapes |= {'norm.weight': (width,), 'norm.bias': (width,)}
     for i in range(depth):
         for layer, (rows, columns) in {'attn.qkv': (3 * width, width), 'attn.proj': (width, width),
                                        'mlp.fc1': (4 * width, width), 'mlp.fc2': (width, 4 * width)}.items():
@@ -231,7 +244,7 @@ def _check_trunk(report: ConversionReport) -> None:
     report.missing = [name for name in (*shapes, 'pos_embed') if name not in found]
 
 
-def _resize(report: ConversionReport, img_size: int | None, patch_size: int | None) -> None:
+def _resize(report: ConversionReport, img_size: int | None, patch_size: int | None, keep_cls: bool) -> None:
     """Brings patch and position embedding to the backbone's patch size and grid."""
     weight = report.state_dict['patch_embed.proj.weight']
     if patch_size is not None and weight.shape[-1] != patch_size:
@@ -249,10 +262,15 @@ def _resize(report: ConversionReport, img_size: int | None, patch_size: int | No
     if pos_embed.shape[-1] != width or side == 0 or num_extra > 2:
         raise CheckpointError(f'pos_embed: got {tuple(report.state_dict["pos_embed"].shape)}, wanted (1, N, {width}) with N a square '
                               'number, or one or two more (cls, distillation token)')
-    if num_extra:
-        report.notes.append(f'pos_embed: {num_extra} entr{"y" if num_extra == 1 else "ies"} for cls and the like dropped')
-        pos_embed = pos_embed[:, num_extra:]
+    cls, pos_embed = pos_embed[:, :num_extra], pos_embed[:, num_extra:]
+    if keep_cls and not num_extra:
+        report.notes.append('pos_embed: no entry for cls, so it is 0 (which is what the source adds)')
+        cls = torch.zeros_like(pos_embed[:, :1])
+    num_dropped = num_extra - keep_cls
+    if num_dropped > 0:
+        report.notes.append(f'pos_embed: {num_dropped} entr{"y" if num_dropped == 1 else "ies"} for cls and the like dropped')
     grid = side if img_size is None else img_size // patch
     if grid != side:
         report.notes.append(f'pos_embed: resized (bicubic) from {side} x {side} to {grid} x {grid}')
-    report.state_dict['pos_embed'] = resize_pos_embed(pos_embed, (side, side), (grid, grid))
+    pos_embed = resize_pos_embed(pos_embed, (side, side), (grid, grid))
+    report.state_dict['pos_embed'] = torch.cat((cls[:, :1], pos_embed), dim=1) if keep_cls else pos_embed

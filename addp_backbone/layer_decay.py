@@ -31,9 +31,15 @@ def _is_1d(module: nn.Module, name: str, param: nn.Parameter) -> bool:
     return param.ndim <= 1
 
 
+def _is_1d_or_embedding(module: nn.Module, name: str, param: nn.Parameter) -> bool:
+    """MAE's classification: no decay on 1-d parameters, nor on the position embedding and the cls token."""
+    return param.ndim <= 1 or name.rpartition('.')[2] in ('pos_embed', 'cls_token')
+
+
 NO_WEIGHT_DECAY: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
     'norm_and_pos_embed': _is_norm_or_pos_embed,
     '1d': _is_1d,
+    '1d_and_embeddings': _is_1d_or_embedding,
 }
 
 
@@ -48,7 +54,8 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg: mmengine's optimizer wrapper config; its ``optimizer`` needs ``lr``.
         paramwise_cfg: ``decay_rate`` in (0, 1] (1 = the same rate everywhere), and ``no_weight_decay``, which parameters have no
-            weight decay: 'norm_and_pos_embed' (default; ViTDet: biases do decay) or '1d' (MAE).
+            weight decay: 'norm_and_pos_embed' (default; ViTDet: biases do decay), '1d' (MAE's UperNet) or '1d_and_embeddings'
+            (MAE's classification: position embedding and cls token neither).
 
     Raises:
         ValueError: If an option is missing, unknown or out of range.

@@ -80,19 +80,23 @@ class SeededInfiniteSampler(Sampler):
     Args:
         dataset: The data set, not empty.
         shuffle: Whether to permute; otherwise samples come in the data set's order.
+        num_repeats: Times in a row that a sample comes, each time augmented anew (repeated augmentation).
         seed: The same on all ranks; None draws one and shares it. ``SeedEachIteration`` sets it to the resumed run's seed.
 
     Raises:
         ValueError: If the data set is empty.
     """
 
-    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
+    def __init__(self, dataset: Sized, shuffle: bool = True, num_repeats: int = 1, seed: int | None = None) -> None:
         self.rank, self.world_size = get_dist_info()
         self.size = len(dataset)
         if not self.size:
             raise ValueError(f'the training set ({type(dataset).__name__}) has no samples, wanted at least one; see its data_root, ann_file '
                              'and data_prefix (and filter_cfg, which may have dropped every image)')
+        if num_repeats < 1:
+            raise ValueError(f'num_repeats is {num_repeats}, wanted 1 (no repeats) or more')
         self.shuffle = shuffle
+        self.num_repeats = num_repeats
         self.seed = sync_random_seed() if seed is None else seed
         self.num_skipped = 0
 
@@ -101,10 +105,11 @@ class SeededInfiniteSampler(Sampler):
         position = self.num_skipped * self.world_size + self.rank
         epoch = -1
         while True:
-            if position // self.size != epoch:
-                epoch = position // self.size
+            draw = position // self.num_repeats
+            if draw // self.size != epoch:
+                epoch = draw // self.size
                 order = self._order(epoch)
-            yield SampleIndex(int(order[position % self.size]), derive_seed(_SAMPLE, self.seed, position))
+            yield SampleIndex(int(order[draw % self.size]), derive_seed(_SAMPLE, self.seed, position))
             position += self.world_size
 
     def __len__(self) -> int:

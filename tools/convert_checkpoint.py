@@ -2,7 +2,8 @@
 
     python tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth
 
-The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``. Nothing in SRC is executed. Exit code 0 only if
+The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``, or with ``--for classifier`` that of
+``ClassifierViT`` (which also takes SRC itself). Nothing in SRC is executed. Exit code 0 only if
 every tensor of the trunk was found; otherwise 1, and nothing is written.
 """
 
@@ -35,6 +36,8 @@ def parse_args() -> argparse.Namespace:
                         help="the backbone's pretrain_img_size: position embeddings are resized to its grid (default 256; "
                              '0 keeps the grid of SRC)')
     parser.add_argument('--patch-size', type=int, default=16, metavar='PX', help="the backbone's patch size (0 keeps that of SRC)")
+    parser.add_argument('--for', dest='target', choices=('backbone', 'classifier'), default='backbone',
+                        help='a classifier keeps cls_token, its position and the final norm')
     return parser.parse_args()
 
 
@@ -62,7 +65,8 @@ def main() -> int:
             raise CheckpointError(f'DST must end in {", ".join(ENDINGS)}, got {args.dst}')
         if args.dst.resolve() == args.src.resolve():
             raise CheckpointError(f'SRC and DST are the same file, {args.src}')
-        report = convert_state_dict(read_checkpoint(args.src), args.format, args.img_size or None, args.patch_size or None)
+        report = convert_state_dict(read_checkpoint(args.src), args.format, args.img_size or None, args.patch_size or None,
+                                    keep_cls=args.target == 'classifier')
         print_report(report)
         if report.missing:
             raise CheckpointError(f'{len(report.missing)} tensors of the trunk are missing in {args.src}; nothing was written')
