@@ -7,7 +7,7 @@ its name, and then nothing has been loaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ _RUN_STATE = frozenset((
     'optimizer', 'epoch', 'scaler', 'args', 'global_step', 'lr_schedulers', 'optimizer_states', 'callbacks', 'loops',
     'pytorch-lightning_version', 'hyper_parameters', 'hparams_name', 'native_amp_scaling_state'))
 _RUN_STATE_REASON = 'state of the training run, not of a network'
+_NOT_NEEDED_REASON = 'of a network that is not needed here'
 _UNUSED_REASON = 'stored, but not used by the published forward pass'
 _ALIAS_REASON = 'second name of the tokenizer, whose weights are loaded from vqgan.*'
 _FOREIGN_TOKENIZER_REASON = 'a tokenizer kept in the file of a token predictor; tokenizers have their own file'
@@ -106,7 +107,8 @@ def read_published(name: str, path: str | Path | None = None, option: str = 'pat
     return read_checkpoint(find_published(name, path, option))
 
 
-def load_published_addp(model: ADDP, contents: Mapping[str, Any]) -> LoadReport:
+def load_published_addp(model: ADDP, contents: Mapping[str, Any],
+                        needed: Collection[str] = ('tokenizer', 'token_predictor')) -> LoadReport:
     """Loads a released ADDP file or a published training checkpoint.
 
     The ADDP tensors must all be there. Tokenizer (``vqgan.*``) and token predictor (``token_predictor.*``) are loaded if
@@ -116,9 +118,10 @@ def load_published_addp(model: ADDP, contents: Mapping[str, Any]) -> LoadReport:
     Args:
         model: Receives the weights.
         contents: The file's contents, or the state dict alone.
+        needed: Which of the frozen networks to load; the others' tensors are dropped (generation needs no predictor).
 
     Returns:
-        What was loaded, what was dropped and why, and which networks the file does not hold.
+        What was loaded, what was dropped and why, and which needed networks the file does not hold.
 
     Raises:
         CheckpointError: If tensors are missing, unknown or of another shape; nothing is loaded then.
@@ -129,6 +132,11 @@ def load_published_addp(model: ADDP, contents: Mapping[str, Any]) -> LoadReport:
     predictor = _take(tensors, 'token_predictor.')
     tokenizer = _take(tensors, 'vqgan.')
     copies = _match(model, tensors, '', _unused_of_addp(model), report)
+    for name, prefix, found in (('tokenizer', 'vqgan.', tokenizer), ('tokenizer', 'token_predictor.vqgan.', alias),
+                                ('token_predictor', 'token_predictor.', predictor)):
+        if name not in needed:
+            report.dropped.update({f'{prefix}{key}': _NOT_NEEDED_REASON for key in found})
+            found.clear()
     if predictor:
         unused = _unused_of_token_predictor(model.token_predictor, model.patch_size)
         copies += _match(model.token_predictor, predictor, 'token_predictor.', unused, report)
@@ -138,7 +146,7 @@ def load_published_addp(model: ADDP, contents: Mapping[str, Any]) -> LoadReport:
     elif alias:
         copies += _match(model.tokenizer, alias, 'token_predictor.vqgan.', {}, report)
     report.absent = [name for name, found in (('tokenizer', tokenizer or alias), ('token_predictor', predictor))
-                     if not found]
+                     if name in needed and not found]
     _copy(copies)
     if report.absent:
         print_log(f'the checkpoint holds ADDP but no {" and no ".join(report.absent)}: they keep the weights they have, so '
