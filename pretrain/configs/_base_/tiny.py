@@ -1,0 +1,37 @@
+"""Tiny networks and schedule: the whole pipeline on a CPU in minutes, from any folder of images (all values ours).
+
+128 px images, 8 x 8 patches, 16 x 16 tokens of 512 codes. Converted to 16 x 16 patches (tools/convert_checkpoint.py resamples them), the
+encoder sees at 256 px what it saw at 128.
+"""
+
+img_size = 128
+tokenizer = dict(base_channels=32, channel_multipliers=(1, 1, 2, 4), num_res_blocks=1, latent_channels=32, num_codes=512)
+token_predictor = dict(arch='tiny', decoder_depth=2, decoder_num_heads=3)
+max_iters = 600
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='SeededInfiniteSampler'),
+    dataset=dict(
+        type='ImageFolderDataset',
+        data_root='data/shapes/plain',
+        max_unreadable=10,
+        pipeline=[
+            dict(type='SeedAugmentation'),
+            dict(type='RandomResizedCropImage', size=img_size, scale=(0.2, 1.0), interpolation='bicubic'),
+            dict(type='RandomFlipImage', prob=0.5),
+            dict(type='PackImage'),
+        ]))
+
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+optim_wrapper = dict(
+    type='OptimWrapper',
+    constructor='TwoGroupsConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    clip_grad=dict(max_norm=3.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=0),  # to max_iters; times the warm-up
+]

@@ -1,0 +1,37 @@
+"""Tiny ADDP fine-tuned on generated shapes, on a CPU in minutes (all values ours).
+
+Data: ``python tools/make_shapes.py data/shapes --size 128 --train-per-class 100 --val-per-class 50 --plain 2000``
+Weights: the three commands of tokenizer_tiny.py. From random weights: ``--cfg-options model.backbone.init_cfg=None``.
+"""
+
+_base_ = ['_base_/classification.py', '_base_/classification_finetune.py']
+
+img_size = 64
+pipeline = [
+    dict(type='SeedAugmentation'),
+    dict(type='RandomResizedCropImage', size=img_size, scale=(0.4, 1.0)),
+    dict(type='RandomFlipImage'),
+    dict(type='PackImage'),
+]
+
+model = dict(
+    num_classes=None,  # from the data
+    data_preprocessor=dict(mixup=0.0, cutmix=0.0, erasing_prob=0.0),
+    backbone=dict(
+        arch='tiny', img_size=img_size, patch_size=8, drop_path_rate=0.05,
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/addp_tiny/iter_600.pth')))
+
+data_root = 'data/shapes/classes'
+train_dataloader = dict(batch_size=32, num_workers=1, dataset=dict(data_root=data_root, pipeline=pipeline))
+val_dataloader = dict(batch_size=50, num_workers=1, dataset=dict(
+    data_root=data_root, pipeline=[dict(type='ResizeCenterCropImage', size=img_size), dict(type='PackImage')]))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_epochs=20, val_interval=200)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=4e-3), paramwise_cfg=dict(decay_rate=0.8), clip_grad=dict(max_norm=1.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=True, begin=2, convert_to_iter_based=True),
+]
+default_hooks = dict(checkpoint=dict(interval=200), logger=dict(interval=20))
+log_processor = dict(window_size=20)

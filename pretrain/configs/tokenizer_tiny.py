@@ -1,0 +1,34 @@
+"""Tiny tokenizer, the first of three commands from a folder of images to a pre-trained ViT (no GPU needed).
+
+python tools/train.py pretrain/configs/tokenizer_tiny.py --cfg-options train_dataloader.dataset.data_root=FOLDER
+python tools/train.py pretrain/configs/token_predictor_tiny.py --cfg-options train_dataloader.dataset.data_root=FOLDER
+python tools/train.py pretrain/configs/addp_tiny.py --cfg-options train_dataloader.dataset.data_root=FOLDER
+
+Each finds its predecessor's latest checkpoint in ``work_dirs/``.
+"""
+
+_base_ = ['_base_/tiny.py', '_base_/runtime.py']
+
+crop_size = 64  # convolutions do not mind: a quarter of a 128 px image, at the same magnification
+max_iters = 800
+
+model = dict(type='TokenizerTraining', tokenizer=_base_.tokenizer, init_cfg=dict(tokenizer=None))
+
+train_dataloader = dict(
+    batch_size=8,
+    dataset=dict(pipeline=[
+        dict(type='SeedAugmentation'),
+        dict(type='RandomResizedCropImage', size=crop_size, scale=(0.05, 0.25), interpolation='bicubic'),
+        dict(type='RandomFlipImage', prob=0.5),
+        dict(type='PackImage'),
+    ]))
+train_cfg = dict(max_iters=max_iters)
+optim_wrapper = dict(optimizer=dict(weight_decay=0.0), clip_grad=dict(max_norm=1.0))
+custom_hooks = [
+    dict(type='SeedEachIteration'),
+    dict(type='StopOnBadLoss'),
+    dict(type='ReviveCodesHook', interval=10, stop_after_iters=600),
+]
+default_hooks = dict(
+    logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))
+log_processor = dict(window_size=20)
