@@ -1,0 +1,60 @@
+"""Predicts for images and shows it: overlays with boxes, masks and labels, or coloured classes with a legend; results as JSON.
+
+Run:  python tools/predict.py CONFIG CKPT photos/ --out predictions
+      python tools/predict.py CONFIG CKPT a.jpg 'more/**/*.png' --out predictions --score-thr 0.5
+
+Written into --out: overlays/*.png, predictions.json and, for segmentation, label_maps/*.png (0 = first class). Images that cannot
+be read are reported and left out, with exit code 1. In Python: addp_backbone.predict.predict_images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from addp_backbone.predict import DEFAULT_SCORE_THR, predict_images
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file of the training run')
+    parser.add_argument('checkpoint', metavar='CKPT', help='its checkpoint')
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders or glob patterns')
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for the results')
+    parser.add_argument('--score-thr', type=float, default=DEFAULT_SCORE_THR, metavar='P', help='leave out detections below (default: %(default)s)')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: the first GPU, or the CPU)')
+    args = parser.parse_args(argv)
+    if not 0 <= args.score_thr <= 1:
+        parser.error(f'--score-thr must lie between 0 and 1, got {args.score_thr}')
+    return args
+
+
+def show_progress(paths: Iterable[Path], total: int) -> Iterable[Path]:
+    """Shows a bar."""
+    return tqdm(paths, total=total, unit='image')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        records = predict_images(args.config, args.checkpoint, args.images, args.out, args.score_thr, args.device, show_progress)
+    except (ValueError, OSError) as error:
+        print(f'predict: {error}', file=sys.stderr)
+        return 1
+    skipped = [record for record in records if 'error' in record]
+    for record in skipped:
+        print(f'predict: {record["error"]}; left out', file=sys.stderr)
+    print(f'{len(records) - len(skipped)} of {len(records)} images: {args.out}')
+    return 1 if skipped else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
