@@ -1,0 +1,53 @@
+"""Tiny ViT, UperNet with small heads and crops: for debugging, laptops and small data sets; trains from random weights too.
+
+Command: ``python tools/train.py seg_configs/addp_tiny_upernet.py`` (no GPU needed). On own data: inherit from this leaf
+(``tools/new_dataset.py`` writes such a config). All values are ours, tuned on small data; nothing is published.
+"""
+
+_base_ = ['_base_/upernet.py', '_base_/ade20k.py', '_base_/schedule_160k.py', '_base_/runtime.py']
+
+width = 192
+num_channels = 96
+norm_cfg = dict(type='BN')  # runs on the CPU too, also under mmseg's own tools
+crop_size = (224, 224)
+resized_to = (960, 320)  # longest and shortest side, in pixels, of a whole image; whichever is met first
+
+model = dict(
+    data_preprocessor=dict(size=crop_size, test_cfg=dict(_delete_=True, size_divisor=16)),
+    backbone=dict(arch='tiny', img_size=224, window_size=0, drop_path_rate=0.0, init_cfg=None),
+    neck=dict(embed_dim=width, norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=[width] * 4, channels=num_channels, norm_cfg=norm_cfg),
+    auxiliary_head=dict(in_channels=width, channels=num_channels, norm_cfg=norm_cfg),
+    test_cfg=dict(_delete_=True, mode='whole'))
+
+train_pipeline = [
+    dict(type='SeedAugmentation'),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=resized_to, ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=resized_to, keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_iters=2000, val_interval=500)
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(decay_rate=1.0),
+    clip_grad=dict(max_norm=1.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, eta_min=0.0),  # to the last iteration
+]
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(checkpoint=dict(interval=500), logger=dict(interval=20))
