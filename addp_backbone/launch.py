@@ -13,13 +13,14 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.logging import print_log
 
 from addp_backbone.amp import avoid_cuda_amp
@@ -30,6 +31,10 @@ from addp_backbone.scale_lr import optim_wrappers
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+MMENGINE_EXCHANGE_FOLDER = Path('.dist_test')  # where ranks hand their results to rank 0; left empty in the working directory
+HARMLESS_WARNINGS = (
+    'Detected call of `scheduler.step',  # gradient accumulation: schedules count batches, so they step before the optimizer does
+)
 VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
 
 
@@ -71,6 +76,11 @@ def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str 
             cfg.merge_from_dict(options)
         except (KeyError, TypeError, ValueError) as error:
             raise LaunchError(f'--cfg-options {options} do not fit {path}: {error}') from error
+    visualization = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    if visualization.get('type') == 'SegVisualizationHook' and not visualization.get('draw'):
+        cfg.default_hooks.pop('visualization')  # it would do nothing but warn that it does nothing; --show-dir brings it back
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings('ignore', message=message)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / file.stem)
     return cfg
@@ -96,6 +106,8 @@ def start_processes(launcher: str) -> int:
     if missing:
         raise LaunchError(f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh CONFIG '
                           'PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out')
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):  # mmengine warns where it has to choose
+        os.environ.setdefault(name, os.environ.get('OMP_NUM_THREADS', '1'))
     if not torch.cuda.is_available() and not is_distributed():
         torch.distributed.init_process_group('gloo')
     return int(os.environ['WORLD_SIZE'])
@@ -103,9 +115,13 @@ def start_processes(launcher: str) -> int:
 
 def stop_processes() -> None:
     """Leaves the process group after a run that went well."""
-    if is_distributed():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    if not is_distributed():
+        return
+    torch.distributed.barrier()
+    if is_main_process():
+        with contextlib.suppress(OSError):  # absent, or another run is using it
+            MMENGINE_EXCHANGE_FOLDER.rmdir()
+    torch.distributed.destroy_process_group()
 
 
 def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:

@@ -76,6 +76,59 @@ def tiny_ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope='session')
+def tiny_det_config(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A leaf of det_configs/addp_tiny_maskrcnn.py on ``tiny_coco``: 64 px images, 4 iterations, data read in the main process, few RoIs."""
+    return _write_leaf(tmp_path_factory.mktemp('configs') / 'det.py', 'det_configs/addp_tiny_maskrcnn.py', f'''
+dataset = dict(data_root={str(tiny_coco) + '/'!r}, metainfo=dict(classes={SHAPES}))
+model = dict(
+    backbone=dict(img_size=64, drop_path_rate=0.1),
+    roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=32), rcnn=dict(sampler=dict(num=16))),
+    test_cfg=dict(rpn=dict(max_per_img=32)))
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+for step in train_pipeline + test_pipeline:
+    step.update({{key: (64, 64) for key in ('scale', 'crop_size') if key in step}})
+train_dataloader = dict(num_workers=0, persistent_workers=False,
+                        dataset=dict(pipeline=train_pipeline, filter_cfg=dict(filter_empty_gt=False), **dataset))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **dataset))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=dataset['data_root'] + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+''')
+
+
+@pytest.fixture(scope='session')
+def tiny_seg_config(tiny_ade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A leaf of seg_configs/addp_tiny_upernet.py on ``tiny_ade``: 32 px crops, data read in the main process."""
+    return _write_leaf(tmp_path_factory.mktemp('configs') / 'seg.py', 'seg_configs/addp_tiny_upernet.py', f'''
+dataset = dict(
+    type='BaseSegDataset', img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=True, data_root={str(tiny_ade)!r},
+    metainfo=dict(classes={('background', *SHAPES)}, palette=[[i, i, i] for i in range(4)]))
+model = dict(
+    data_preprocessor=dict(size=(32, 32)), backbone=dict(img_size=32, drop_path_rate=0.1),
+    decode_head=dict(num_classes=4), auxiliary_head=dict(num_classes=4))
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+for step in train_pipeline + test_pipeline:
+    step.update({{key: value for key, value in dict(scale=(64, 48), crop_size=(32, 32)).items() if key in step}})
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, **dataset))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **dataset))
+test_dataloader = val_dataloader
+''')
+
+
+def _write_leaf(path: Path, base: str, text: str) -> Path:
+    """Writes a config that inherits from one of the project's; short schedule, everything logged."""
+    path.write_text(f'''_base_ = {str(Path(__file__).resolve().parents[1] / base)!r}
+{text}
+train_cfg = dict(max_iters=4, val_begin=1000)
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2), dict(type='CosineAnnealingLR', by_epoch=False, begin=2)]
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+log_processor = dict(window_size=1)
+''', encoding='utf-8')
+    return path
+
+
 def _draw_shapes(rng: np.random.Generator, num_shapes: int) -> tuple[Image.Image, list[tuple[str, list[tuple[float, float]]]]]:
     """A grey noisy picture with ``num_shapes`` shapes side by side, and (shape name, polygon in px) of each."""
     noise = rng.integers(90, 130, (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, 3), dtype=np.uint8)

@@ -29,21 +29,22 @@ from addp_backbone.launch import (
     stop_processes,
 )
 from addp_backbone.runner import StageRunner
+from pretrain.classification_data import settle_classes
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Reads the command line."""
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or ``words`` in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint of a training run with this config')
     parser.add_argument('--out', metavar='F.json', help='file for the metrics, as printed')
     parser.add_argument('--show-dir', metavar='D', help='folder for an overlay of every image')
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Prepares the config, evaluates, prints and writes the metrics."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(words)
     cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
     if not Path(arguments.checkpoint).is_file():
         raise LaunchError(f'checkpoint {arguments.checkpoint} does not exist; training writes iter_*.pth into its work dir')
@@ -52,6 +53,7 @@ def main() -> None:
     if cfg.get('test_dataloader') is None:
         raise LaunchError(f'{arguments.config} has no test_dataloader, so there is nothing to measure')
     check_data(cfg, 'test')
+    settle_classes(cfg)
     start_processes(arguments.launcher)
     cfg.load_from, cfg.resume = arguments.checkpoint, False
     if arguments.show_dir:
@@ -59,6 +61,8 @@ def main() -> None:
     fit_to_device(cfg)
     metrics = {name: _plain(value) for name, value in StageRunner.from_cfg(cfg).test().items()}
     if is_main_process():
+        if not metrics:
+            print('no metrics: the model predicted nothing at all (see model.test_cfg)')
         for name, value in metrics.items():
             print(f'{name}: {value}')
         if arguments.out:

@@ -30,25 +30,27 @@ from addp_backbone.launch import (
 from addp_backbone.runner import StageRunner
 from addp_backbone.saving import BadLossError
 from addp_backbone.scale_lr import describe_changes, scale_lr
+from pretrain.classification_data import settle_classes
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Reads the command line."""
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or ``words`` in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
                         help='go on from CKPT, or without a value from the latest checkpoint in the work dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on CUDA (or optim_wrapper.dtype), bfloat16 on the CPU')
     parser.add_argument('--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch')
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Prepares the config and trains."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(words)
     cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
     for split in ('train', 'val'):
         check_data(cfg, split)
+    settle_classes(cfg)
     world_size = start_processes(arguments.launcher)
     table = scale_to_batch(cfg, world_size) if arguments.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable') else None
     if arguments.amp:
