@@ -13,18 +13,8 @@ from tiny_addp import IMG_SIZE, NUM_CODES, NUM_TOKENS, tiny_addp
 from torch import Tensor
 
 from pretrain import ADDP
-from pretrain.generation import (
-    GenerationStep,
-    Sampling,
-    advance,
-    generate,
-    image_generator,
-    mix_latents,
-    next_mask,
-    sample_tokens,
-    to_gumbel,
-    trajectory,
-)
+from pretrain.generation import GenerationStep, advance, generate, mix_latents, next_mask, trajectory
+from pretrain.sampling import Sampling, image_generator, sample_tokens, to_gumbel
 
 GOLDEN = Path(__file__).parent / 'golden'
 STEPS = range(5)

@@ -1,0 +1,89 @@
+"""Generates images as PNG: 00000.png ... and a contact sheet grid.png.
+
+    python tools/generate.py CONFIG CKPT --num-images 64 --out samples
+    python tools/generate.py CONFIG CKPT --num-images 64 --out samples --steps 256 --schedule linear --steps-figure
+    tools/dist_generate.sh CONFIG CKPT PROCESSES --num-images 50000 --out samples     several processes, the same files
+
+CONFIG is a pre-training config of ADDP, CKPT a released file or a checkpoint (or work dir) of that training. Image i depends on
+--seed and i, and on the settings noted in OUT/generation.json. A cut run goes on when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from mmengine.logging import MMLogger
+from tqdm import tqdm
+
+from pretrain.generation_options import add_model_arguments, read_model, read_sampling
+from pretrain.generation_run import (
+    STEPS_FILE,
+    Process,
+    claim_folder,
+    fingerprint,
+    finish,
+    steps_figure,
+    write_images,
+)
+from pretrain.generator_loading import precision
+from pretrain.image_files import write_png
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument('--num-images', type=int, required=True, metavar='N')
+    parser.add_argument('--batch-size', type=int, default=16, metavar='B', help='images computed together (default: %(default)s)')
+    parser.add_argument('--steps-figure', type=int, nargs='?', const=0, metavar='I',
+                        help=f'also save how image I (default: 0) emerges, as {STEPS_FILE}')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='see tools/dist_generate.sh')
+    args = parser.parse_args(argv)
+    if args.num_images < 1 or args.batch_size < 1:
+        parser.error('--num-images and --batch-size must be at least 1')
+    return args
+
+
+def show_progress(blocks: Iterable[range], total: int, process: Process) -> Iterator[range]:
+    """Shows the first process's images and images/s."""
+    share = f' (process 1 of {process.count})' if process.count > 1 else ''
+    with tqdm(total=total, unit='image', desc=f'generating{share}', disable=process.rank > 0) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        process = Process.of_launcher(args.launcher)
+        sampling = read_sampling(args)
+        if process.rank:
+            MMLogger.get_current_instance().setLevel('ERROR')
+        model = read_model(args)
+        claim_folder(args.out, dict(asdict(sampling), seed=args.seed, precision=args.precision, weights_sha256=fingerprint(model)))
+        model.to(f'cuda:{process.local_rank}' if torch.cuda.is_available() else 'cpu')
+        with precision(model, args.precision):
+            write_images(model, args.out, args.num_images, args.seed, sampling, args.batch_size, process,
+                         lambda blocks, total: show_progress(blocks, total, process))
+            if args.steps_figure is not None and process.rank == 0:
+                write_png(steps_figure(model, args.seed, args.steps_figure, sampling), args.out / STEPS_FILE)
+        finish(args.out, args.num_images, process)
+    except (ValueError, OSError) as error:  # CheckpointError and LaunchError are ValueErrors
+        print(f'generate: {error}', file=sys.stderr)
+        return 1
+    if process.rank == 0:
+        print(f'{args.out}: {args.num_images} images')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
