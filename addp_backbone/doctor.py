@@ -190,9 +190,6 @@ def _cuda(facts: Facts) -> list[Problem]:
         if facts.get('torch_archs') and not gpu['supported']:
             problems.append(Problem(f'{gpu["name"]} (compute capability {gpu["capability"]}) is not among the architectures of this torch',
                                     'install a torch build for it: https://pytorch.org/get-started/previous-versions'))
-    if facts.get('sync_batchnorm') and facts.get('cuda_available') is False:
-        problems.append(Problem(f'the config uses SyncBN ({", ".join(facts["sync_batchnorm"])}), which does not run on the CPU',
-                                '--cfg-options ' + ' '.join(f'{path}.type=BN' for path in facts['sync_batchnorm'])))
     return problems
 
 

@@ -25,7 +25,7 @@ GOOD: dict[str, Any] = {
         'safetensors': '0.8.0', 'einops': '0.8.2'},
     'torchvision_requires_torch': '2.14.1', 'import_errors': {}, 'mmcv_ops': 'torchvision stand-in', 'ops_error': None,
     'foreign_modules': {}, 'nvidia_driver': None, 'cuda_available': False, 'torch_cuda': '13.0', 'torch_archs': [], 'gpus': [],
-    'shm_gib': 8.0, 'sync_batchnorm': [],
+    'shm_gib': 8.0,
 }
 GPU = {'name': 'Tesla K80', 'capability': '3.7', 'bf16': False, 'memory_gib': 11.0, 'supported': False}
 
@@ -68,7 +68,6 @@ BAD = {  # facts that differ from the good ones, what the problem says, what the
     'CPU build': ({'nvidia_driver': '570.1', 'torch_cuda': None}, 'CPU build', 'pip install --force-reinstall torch'),
     'old driver': ({'nvidia_driver': '450.1'}, 'driver 450.1', 'update the driver'),
     'old GPU': ({'cuda_available': True, 'torch_archs': ['sm_80'], 'gpus': [GPU]}, 'Tesla K80', 'pytorch.org'),
-    'SyncBN on the CPU': ({'sync_batchnorm': ['model.decode_head.norm_cfg']}, 'SyncBN', 'model.decode_head.norm_cfg.type=BN'),
     'small shared memory': ({'shm_gib': 0.0625}, '/dev/shm has 0.06 GiB', '--shm-size'),
 }
 

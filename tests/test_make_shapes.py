@@ -46,11 +46,10 @@ def test_a_scene_is_a_function_of_its_generator() -> None:
 def test_shapes_overlap_yet_stay_visible_and_no_pixel_has_two() -> None:
     visible_share = []
     for seed in range(4):
-        scene = render_scene(np.random.default_rng(seed), 96, 96, labels=[SHAPE_CLASSES.index('circle')] * 9)
+        scene = render_scene(np.random.default_rng(seed), 96, 96, labels=[SHAPE_CLASSES.index('circle')] * 9, size=(0.3, 0.3))
         assert scene.masks.sum(0).max() == 1
         assert len(scene.masks) == len(scene.labels) > 0
-        sides = np.sqrt(scene.masks.sum((1, 2))) / 96
-        assert sides.min() > 0.1 * np.sqrt(0.6 * MIN_VISIBLE_FRACTION) * 0.95
+        assert scene.masks.sum((1, 2)).min() > 0.95 * MIN_VISIBLE_FRACTION * 0.6 * (0.3 * 96)**2  # 0.6 of it may be within the picture
         hulls = [cv2.convexHull(np.argwhere(mask).astype(np.int32)) for mask in scene.masks]
         visible_share += [m.sum() / cv2.contourArea(hull) for m, hull in zip(scene.masks, hulls, strict=True)]
     assert max(visible_share) > 0.95 and min(visible_share) < 0.9  # a circle with a piece hidden is no longer convex

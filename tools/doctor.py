@@ -1,7 +1,6 @@
 """Looks at the environment: versions, devices, which mmcv ops are in use, and a line that mends each known bad combination.
 
-Run:  python tools/doctor.py            # exit code 0 if all is well, 1 otherwise
-      python tools/doctor.py CONFIG     # also: does this config fit this machine?
+Run:  python tools/doctor.py     # exit code 0 if all is well, 1 otherwise
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,34 +25,14 @@ def load_by_path(name: str) -> ModuleType:
     return module
 
 
-def find_sync_batchnorm(node: Any, path: str = '') -> Iterator[str]:
-    """Yields the dotted paths of a config's SyncBN layers."""
-    if isinstance(node, Mapping):
-        if node.get('type') in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
-            yield path
-        for key, value in node.items():
-            yield from find_sync_batchnorm(value, f'{path}.{key}' if path else str(key))
-    elif isinstance(node, (list, tuple)):
-        for i, value in enumerate(node):
-            yield from find_sync_batchnorm(value, f'{path}.{i}')
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', nargs='?', metavar='CONFIG', help='a config to look at, too')
-    args = parser.parse_args(argv)
+    parser.parse_args(argv)
     doctor = load_by_path('doctor')
     facts = load_by_path('environment').collect_facts(REPOSITORY)
-    problems = []
-    if args.config and 'mmengine' not in facts['import_errors']:
-        from mmengine import Config
-        try:
-            facts['sync_batchnorm'] = list(find_sync_batchnorm(Config.fromfile(args.config).get('model', {}), 'model'))
-        except Exception as error:  # a config is code, it may raise anything
-            problems.append(doctor.Problem(f'{args.config} cannot be loaded: {error}', 'correct the config or its path'))
     print('\n'.join(doctor.describe(facts)))
-    problems += doctor.find_problems(facts)
+    problems = doctor.find_problems(facts)
     for problem in problems:
         print(f'\nPROBLEM  {problem.what}\n   MEND  {problem.mend}')
     print(f'\n{len(problems)} problem{"s" * (len(problems) != 1)} found' if problems else '\nno problems found')
