@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
 
 from addp_backbone.amp import use_amp
 from addp_backbone.checkpoint_io import CheckpointError
@@ -58,7 +59,7 @@ def main(words: list[str] | None = None) -> None:
     set_resume(cfg, arguments.resume)
     use_safe_hooks(cfg, world_size)
     fit_to_device(cfg)
-    runner = StageRunner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else StageRunner.from_cfg(cfg)  # FlexibleRunner for FSDP
     if table:
         print_log(table, logger='current')
     runner.train()

@@ -11,6 +11,5 @@ strategy = dict(
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
         use_orig_params=True,  # layer-wise decay needs each parameter's name
-        auto_wrap_policy=dict(  # about a block of ViT-L (12.6 million parameters) a shard
-            type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=10_000_000)),
+        auto_wrap_policy='shard_vit_blocks'),
     state_dict_cfg='full')
