@@ -1,0 +1,57 @@
+"""Measures FID and IS of generated images by torch-fidelity; KID, precision and recall as well.
+
+    python tools/evaluate_generation.py GENERATED REFERENCE --inception-weights weights-inception-2015-12-05-6726825d.pth --out F.json
+
+GENERATED: a folder of tools/generate.py; its figures (grid.png, steps.png) do not count. REFERENCE: a folder of
+tools/prepare_imagenet_val.py. Refuses what the protocol of the published figures excludes (JPEG references, mixed sizes, other
+numbers than 50,000 images), unless --allow-protocol-mismatch, which the result then says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from addp_backbone.files import replace_file
+from pretrain.generation_metrics import INCEPTION, METRICS, measure
+from pretrain.picture_sets import PictureSet
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('generated', type=Path, metavar='GENERATED')
+    parser.add_argument('reference', type=Path, metavar='REFERENCE')
+    parser.add_argument('--out', type=Path, metavar='F.json', help='file for the result')
+    parser.add_argument('--inception-weights', type=Path, metavar='W.pth', help='default: looked for in exp/pretrained_model')
+    parser.add_argument('--feature-extractor', default=INCEPTION, metavar='NAME', help='registered name (default: %(default)s)')
+    parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS, help='default: all')
+    parser.add_argument('--batch-size', type=int, default=64, metavar='B', help='default: %(default)s')
+    parser.add_argument('--allow-protocol-mismatch', action='store_true', help='measure all the same; the result says so')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        result = measure(PictureSet.of_folder(args.generated), PictureSet.of_folder(args.reference), args.feature_extractor,
+                         args.inception_weights, args.metrics, args.batch_size, args.allow_protocol_mismatch, sys.stderr.isatty())
+    except (ValueError, OSError) as error:
+        print(f'evaluate_generation: {error}', file=sys.stderr)
+        return 1
+    for name, number in result['metrics'].items():
+        print(f'{name}: {number:.7g}')
+    for mismatch in result['protocol']['mismatches']:
+        print(f'not the published protocol: {mismatch}')
+    if args.out:
+        replace_file(args.out, json.dumps(result, indent=2) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Makes the reference set of FID and IS from ImageNet's validation images: 256 px PNGs and a manifest.
+
+    python tools/prepare_imagenet_val.py data/imagenet/val data/imagenet_val_256
+
+SOURCE is flat or in class folders. A cut run goes on when started again; manifest.json is there once the set is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from pretrain.picture_sets import MANIFEST_FILE, NUM_IMAGES
+from pretrain.reference_set import prepare_reference_set
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', type=Path, metavar='SOURCE', help="folder with ImageNet's validation images")
+    parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: %(default)s)')
+    return parser.parse_args(argv)
+
+
+def show_progress(finished: Iterable[str | None], total: int) -> Iterable[str | None]:
+    """Shows a bar."""
+    return tqdm(finished, total=total, unit='image')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        manifest = prepare_reference_set(args.source, args.out, args.workers, show_progress)
+    except (ValueError, OSError) as error:
+        print(f'prepare_imagenet_val: {error}', file=sys.stderr)
+        return 1
+    print(f'{args.out}: {manifest["num_images"]} images, {MANIFEST_FILE}')
+    if manifest['num_images'] != NUM_IMAGES:
+        print(f'note: the published protocol has {NUM_IMAGES} reference images')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
