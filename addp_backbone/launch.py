@@ -34,6 +34,7 @@ TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER
 MMENGINE_EXCHANGE_FOLDER = Path('.dist_test')  # where ranks hand their results to rank 0; left empty in the working directory
 HARMLESS_WARNINGS = (
     'Detected call of `scheduler.step',  # gradient accumulation: schedules count batches, so they step before the optimizer does
+    '`broadcast_buffers` is deprecated',  # how mmengine builds DistributedDataParallel
 )
 VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
 
