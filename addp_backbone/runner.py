@@ -66,6 +66,11 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 
 def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Refuses: what mmengine downloads it unpickles without restriction.
+
+    Raises:
+        CheckpointError: Always.
+    """
     raise CheckpointError(f'{filename} is a web address; download the file and give its path')
 
 
