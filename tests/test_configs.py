@@ -31,7 +31,7 @@ DETECTORS = [leaf for leaf in TRAINABLE if leaf.startswith('det_configs')]
 
 @pytest.fixture(autouse=True)
 def _fresh_scope() -> Iterator[None]:
-    """mmengine keeps the last run's scope, visualizer and messages for the whole process."""
+    """What mmengine keeps for the whole process goes with the test: the last run's scope, visualizer and messages."""
     yield
     for manager in (DefaultScope, Visualizer, MessageHub):
         manager._instance_dict.clear()
