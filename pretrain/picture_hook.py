@@ -33,7 +33,7 @@ class PictureHook(Hook):
     The first picture is made before training. Pictures do not change the run: their randomness is their own.
 
     Args:
-        interval: Iterations between pictures.
+        interval: Iterations between pictures; 0 makes none.
         num_images: Rows; images spread evenly over the training set.
     """
 
@@ -47,13 +47,13 @@ class PictureHook(Hook):
     @master_only
     def before_train(self, runner: Runner) -> None:
         """Saves the picture of the untrained model."""
-        if runner.iter == 0:
+        if self.interval and runner.iter == 0:
             self._save(runner, 0)
 
     @master_only
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None) -> None:
         """Saves a picture when it is time, and after the last iteration."""
-        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+        if self.interval and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
             self._save(runner, runner.iter + 1)
 
     def _save(self, runner: Runner, iteration: int) -> None:
