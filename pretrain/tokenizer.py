@@ -30,8 +30,8 @@ class Quantized(NamedTuple):
     latents: Tensor
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
 def _prepare(x: Tensor, first_layer: nn.Conv2d) -> Tensor:
@@ -53,13 +53,14 @@ class ResidualBlock(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         dropout: Dropout before the second convolution.
+        norm_groups: Groups of the GroupNorm layers.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, norm_groups: int = NORM_GROUPS) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(in_channels, norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.nin_shortcut: nn.Conv2d | None = None
@@ -76,10 +77,10 @@ class ResidualBlock(nn.Module):
 class _Middle(nn.Module):
     """The two residual blocks at the lowest resolution."""
 
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, channels: int, dropout: float, norm_groups: int) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels, dropout)
-        self.block_2 = ResidualBlock(channels, channels, dropout)
+        self.block_1 = ResidualBlock(channels, channels, dropout, norm_groups)
+        self.block_2 = ResidualBlock(channels, channels, dropout, norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.block_1(x))
@@ -99,10 +100,12 @@ class _Upsample(nn.Module):
 class _Level(nn.Module):
     """The residual blocks of one resolution; in the decoder also the step to the next one."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, dropout: float, upsample: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, dropout: float, norm_groups: int,
+                 upsample: bool) -> None:
         super().__init__()
         self.block = nn.Sequential(*(
-            ResidualBlock(in_channels if i == 0 else out_channels, out_channels, dropout) for i in range(num_blocks)))
+            ResidualBlock(in_channels if i == 0 else out_channels, out_channels, dropout, norm_groups)
+            for i in range(num_blocks)))
         self.upsample: _Upsample | None = _Upsample(out_channels) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,17 +121,19 @@ class TokenizerEncoder(nn.Module):
         num_res_blocks: Residual blocks of a level.
         latent_channels: Channels of the output.
         dropout: Dropout in the residual blocks.
+        norm_groups: Groups of the GroupNorm layers.
     """
 
-    def __init__(self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float) -> None:
+    def __init__(self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float,
+                 norm_groups: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         inputs = (widths[0], *widths[:-1])
         self.down = nn.ModuleList(
-            _Level(before, width, num_res_blocks, dropout, upsample=False)
+            _Level(before, width, num_res_blocks, dropout, norm_groups, upsample=False)
             for before, width in zip(inputs, widths, strict=True))
-        self.mid = _Middle(widths[-1], dropout)
-        self.norm_out = _norm(widths[-1])
+        self.mid = _Middle(widths[-1], dropout, norm_groups)
+        self.norm_out = _norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -142,15 +147,16 @@ class TokenizerEncoder(nn.Module):
 class TokenizerDecoder(nn.Module):
     """Latents to image. Arguments as in :class:`TokenizerEncoder`; ``up[0]`` is the finest level, as in the released file."""
 
-    def __init__(self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float) -> None:
+    def __init__(self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float,
+                 norm_groups: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
-        self.mid = _Middle(widths[-1], dropout)
+        self.mid = _Middle(widths[-1], dropout, norm_groups)
         inputs = (*widths[1:], widths[-1])
         self.up = nn.ModuleList(
-            _Level(before, width, num_res_blocks, dropout, upsample=i > 0)
+            _Level(before, width, num_res_blocks, dropout, norm_groups, upsample=i > 0)
             for i, (before, width) in enumerate(zip(inputs, widths, strict=True)))
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -200,27 +206,29 @@ class VQGANTokenizer(nn.Module):
     """Encoder, codebook and decoder. Whatever precision it runs in, its inputs and outputs are float32.
 
     Args:
-        base_channels: Channels of the finest level; it and every level's width must be multiples of 32 (GroupNorm).
+        base_channels: Channels of the finest level; it and every level's width must be multiples of ``norm_groups``.
         channel_multipliers: Width of each level over ``base_channels``, finest first. The patch size is 2**(levels - 1).
         num_res_blocks: Residual blocks of a level.
         latent_channels: Channels C of a code.
         num_codes: Number of codes K.
         dropout: Dropout in the residual blocks (training a tokenizer only).
+        norm_groups: Groups of the GroupNorm layers. A group of one channel loses its mean and contrast, and with them the
+            image's: give narrow networks few groups (the released one has four channels and more in a group).
     """
 
     def __init__(self, base_channels: int = 128, channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
                  num_res_blocks: int = 2, latent_channels: int = 256, num_codes: int = 1024,
-                 dropout: float = 0.0) -> None:
+                 dropout: float = 0.0, norm_groups: int = NORM_GROUPS) -> None:
         super().__init__()
         widths = tuple(base_channels * multiplier for multiplier in channel_multipliers)
-        if not widths or any(width < 1 or width % NORM_GROUPS for width in widths):
-            raise ValueError(f'every level of the tokenizer needs a multiple of {NORM_GROUPS} channels, got {widths}: '
-                             f'change base_channels ({base_channels}) or channel_multipliers ({channel_multipliers})')
+        if not widths or any(width < 1 or width % norm_groups for width in widths):
+            raise ValueError(f'every level of the tokenizer needs a multiple of {norm_groups} channels, got {widths}: '
+                             f'change base_channels ({base_channels}), channel_multipliers ({channel_multipliers}) or norm_groups')
         self.patch_size = 2**(len(widths) - 1)
         self.latent_channels = latent_channels
         self.num_codes = num_codes
-        self.encoder = TokenizerEncoder(widths, num_res_blocks, latent_channels, dropout)
-        self.decoder = TokenizerDecoder(widths, num_res_blocks, latent_channels, dropout)
+        self.encoder = TokenizerEncoder(widths, num_res_blocks, latent_channels, dropout, norm_groups)
+        self.decoder = TokenizerDecoder(widths, num_res_blocks, latent_channels, dropout, norm_groups)
         self.quantize = Codebook(num_codes, latent_channels)
 
     @property
