@@ -82,6 +82,22 @@ def draw_class_map(image: RGBImage, label_map: NDArray[np.integer], class_names:
     return _with_legend(_enlarge(blended, factor), entries)
 
 
+def draw_probabilities(image: RGBImage, class_names: Sequence[str], probabilities: Sequence[float], palette: Palette) -> RGBImage:
+    """Writes classes and their probabilities beside an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        class_names: Names, the most probable first.
+        probabilities: In [0, 1], one for each name.
+        palette: An RGB colour for each name.
+
+    Returns:
+        uint8 RGB, the legend on the right.
+    """
+    colors = [tuple(int(c) for c in color) for color in palette]
+    return _with_legend(_enlarge(image, _enlargement(image)), list(zip(class_names, probabilities, colors, strict=True)))
+
+
 def _enlargement(image: RGBImage) -> int:
     return max(1, READABLE_PX // max(image.shape[:2]))
 

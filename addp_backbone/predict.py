@@ -21,6 +21,7 @@ from mmengine import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseTTAModel, revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from PIL import Image
 from torch import nn
 
 from addp_backbone.checkpoint_io import read_checkpoint
@@ -57,13 +58,17 @@ class Predictor:
         cfg = load_config(str(config))
         content = read_checkpoint(checkpoint)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
+        if cfg.model.get('num_classes', 0) is None:  # left open, as the data tells: a checkpoint has noted it
+            cfg.model.num_classes = len((content.get('meta', {}).get('dataset_meta') or {}).get('classes') or ()) or None
         weights = content.get('state_dict', content)
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         network = model.module if isinstance(model, BaseTTAModel) else model
         check_weights(str(checkpoint), weights, network.state_dict())
         network.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in weights.items()})
         self.model = model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
-        self.pipeline = Compose(_without_annotations(cfg.test_dataloader.dataset.pipeline))
+        steps = _without_annotations(cfg.test_dataloader.dataset.pipeline)
+        self.pipeline = Compose(steps)
+        self.reads_files = any('LoadImage' in str(step['type']) for step in steps)  # otherwise the data set does (classification)
         self.classes = find_classes(content.get('meta', {}), cfg, count_classes(network))
         self.score_thr = score_thr
 
@@ -76,7 +81,11 @@ class Predictor:
         info = inspect_image(Path(image))
         if info.error:
             raise UnreadableImageError(f'{image}: {info.error}')
-        data = pseudo_collate([self.pipeline(dict(img_path=str(image), img_id=0))])
+        results = dict(img_path=str(image), img_id=0)
+        if not self.reads_files:
+            with Image.open(image) as file:
+                results.update(img=file.convert('RGB'), sample_idx=0)
+        data = pseudo_collate([self.pipeline(results)])
         with torch.inference_mode():
             sample = self.model.test_step(data)[0]
         return prediction_from_sample(sample, self.classes, self.score_thr)
@@ -173,7 +182,7 @@ def count_classes(model: nn.Module) -> int | None:
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         if getattr(head, 'num_classes', None):
             return int(head.num_classes)
-    return None
+    return int(model.num_classes) if isinstance(getattr(model, 'num_classes', None), int) else None  # type: ignore[arg-type]
 
 
 def find_classes(meta: Mapping[str, Any], cfg: Config, num_classes: int | None) -> ClassInfo:

@@ -1,4 +1,4 @@
-"""What a model says about an image: detections or a class map, as JSON and as a picture.
+"""What a model says about an image: detections, a class map or classes, as JSON and as a picture.
 
 A further task is one more class with ``from_sample``, ``to_json``, ``draw`` and ``extra_files``, and one entry in :data:`KINDS`.
 """
@@ -12,9 +12,12 @@ from typing import Any, ClassVar, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco_masks
 
-from addp_backbone.overlays import RGBImage, draw_class_map, draw_instances
+from addp_backbone.overlays import RGBImage, draw_class_map, draw_instances, draw_probabilities
+
+NUM_CLASSES_SHOWN = 5  # of a classifier's
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,52 @@ class ClassMap:
         return {'label_maps': encode_png(self.label_map)}
 
 
-KINDS: Mapping[str, type[Detections] | type[ClassMap]] = {kind.key: kind for kind in (Detections, ClassMap)}
+@dataclass(frozen=True)
+class ClassRanking:
+    """What an image shows: the five most probable classes (all, if there are fewer).
+
+    Attributes:
+        width: The image's width in pixels.
+        height: Its height.
+        labels: (k,) int64, the most probable first.
+        scores: (k,) float32, their probabilities.
+        classes: The classes.
+    """
+
+    key: ClassVar[str] = 'pred_scores'
+    width: int
+    height: int
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    classes: ClassInfo
+
+    @classmethod
+    def from_sample(cls, sample: Any, classes: ClassInfo, score_thr: float) -> ClassRanking:
+        """Takes a classifier's probabilities; ``score_thr`` has no meaning here."""
+        with Image.open(sample.img_path) as image:
+            width, height = image.size
+        scores = sample.pred_scores.float().cpu().numpy()
+        labels = np.argsort(-scores, kind='stable')[:NUM_CLASSES_SHOWN].astype(np.int64)
+        return cls(width, height, labels, scores[labels], classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Classes with their probabilities, the most probable first."""
+        return {'width': self.width, 'height': self.height,
+                'classes': [{'category': self.classes.names[label], 'label': int(label), 'score': round(float(score), 6)}
+                            for label, score in zip(self.labels, self.scores, strict=True)]}
+
+    def draw(self, image: RGBImage) -> RGBImage:
+        """A legend."""
+        return draw_probabilities(image, [self.classes.names[i] for i in self.labels], self.scores.tolist(),
+                                  [self.classes.palette[i] for i in self.labels])
+
+    def extra_files(self) -> dict[str, bytes]:
+        """None."""
+        return {}
+
+
+KINDS: Mapping[str, type[Detections] | type[ClassMap] | type[ClassRanking]] = {
+    kind.key: kind for kind in (Detections, ClassMap, ClassRanking)}
 
 
 def prediction_from_sample(sample: Any, classes: ClassInfo, score_thr: float) -> Prediction:
@@ -160,7 +208,7 @@ def prediction_from_sample(sample: Any, classes: ClassInfo, score_thr: float) ->
     for key, kind in KINDS.items():
         if key in sample:
             return kind.from_sample(sample, classes, score_thr)
-    raise ValueError(f'the model returned {sorted(sample.keys())}, wanted one of {sorted(KINDS)}: is the config a detector or a segmentor?')
+    raise ValueError(f'the model returned {sorted(sample.keys())}, wanted one of {sorted(KINDS)}: is the config a detector, a segmentor or a classifier?')
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

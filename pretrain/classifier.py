@@ -168,12 +168,13 @@ class ImageClassifier(BaseModel):
         nn.init.zeros_(fc.bias)
         if linear_probe:
             self.backbone.requires_grad_(False)
-            self.head = nn.Sequential(OrderedDict(batch_norm=nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, affine=False), fc=fc))
+            norm: dict[str, nn.Module] = dict(batch_norm=nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, affine=False))
         elif self.backbone.out_indices[-1] != self.backbone.arch.depth - 1:
             raise ValueError(f'out_index={self.backbone.out_indices[-1]} is for linear_probe=True: in fine-tuning the blocks behind it would '
                              'never be trained. Give a shallower arch to fine-tune part of the network')
         else:
-            self.head = nn.Sequential(OrderedDict(fc_norm=nn.LayerNorm(width, eps=FC_NORM_EPS), fc=fc))
+            norm = dict(fc_norm=nn.LayerNorm(width, eps=FC_NORM_EPS))
+        self.head = nn.Sequential(OrderedDict(**norm, fc=fc))
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Sets train or eval mode; a probed backbone stays in eval mode."""

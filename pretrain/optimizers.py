@@ -15,7 +15,7 @@ class LARS(Lars):
     """SGD whose step on a matrix is proportional to the matrix's norm (arXiv 1708.03888).
 
     timm's implementation with MAE's choice of where to adapt: parameters of one dimension (norms and biases) have neither adaptation nor
-    weight decay; all others have both, without weight decay as well.
+    weight decay; all others are adapted, also where there is no weight decay.
 
     Args:
         params: Parameters, or groups with options of their own; frozen parameters are left out.

@@ -1,4 +1,4 @@
-"""Predicts for images and shows it: overlays with boxes, masks and labels, or coloured classes with a legend; results as JSON.
+"""Predicts for images and shows it: boxes, masks and labels, coloured classes, or the five most probable classes; JSON.
 
 Run:  python tools/predict.py CONFIG CKPT photos/ --out predictions
       python tools/predict.py CONFIG CKPT a.jpg 'more/**/*.png' --out predictions --score-thr 0.5

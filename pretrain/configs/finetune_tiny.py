@@ -22,8 +22,8 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/addp_tiny/iter_600.pth')))
 
 data_root = 'data/shapes/classes'
-train_dataloader = dict(batch_size=32, num_workers=1, dataset=dict(data_root=data_root, pipeline=pipeline))
-val_dataloader = dict(batch_size=50, num_workers=1, dataset=dict(
+train_dataloader = dict(batch_size=32, num_workers=1, pin_memory=False, dataset=dict(data_root=data_root, pipeline=pipeline))
+val_dataloader = dict(batch_size=50, num_workers=1, pin_memory=False, dataset=dict(
     data_root=data_root, pipeline=[dict(type='ResizeCenterCropImage', size=img_size), dict(type='PackImage')]))
 test_dataloader = val_dataloader
 

@@ -53,8 +53,14 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 default_hooks = dict(
-    checkpoint=dict(interval=1252, save_best='accuracy/top1', rule='greater'),  # about an epoch of ImageNet at batch 1024
-    picture=None)
+    _delete_=True,  # pre-training's pictures
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(  # about every epoch of ImageNet at batch 1024
+        type='SafeCheckpointHook', by_epoch=False, interval=1252, max_keep_ckpts=2, save_best='accuracy/top1', rule='greater'),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    throughput=dict(type='ThroughputHook'))
 custom_hooks = [
     dict(type='SeedEachIteration'),  # a resumed run draws what the unbroken one would have drawn
     dict(type='StopOnBadLoss'),  # the last good checkpoint stays
