@@ -1,8 +1,8 @@
 """Schedule: AdamW with layer-wise decay, 160k iterations at batch 16 (MAE). A leaf sets ``lr`` and ``decay_rate``.
 
-Other global batches: ``--auto-scale-lr``. Mixed precision: ``--amp`` (fp16), or for bf16
-``--cfg-options optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16``. Gradient accumulation over k batches:
-``--cfg-options optim_wrapper.accumulative_counts=k``; iterations count batches, so multiply max_iters and warm-up by k.
+Mixed precision: ``--amp`` (fp16); bf16: ``--amp --cfg-options optim_wrapper.dtype=bfloat16``. Gradient accumulation over k
+batches: ``--cfg-options optim_wrapper.accumulative_counts=k``. With that, or with another number of GPUs or images a GPU, give
+``--auto-scale-lr``: learning rate, iterations and milestones follow the real global batch (iterations count batches, not steps).
 """
 
 num_warmup_iters = 1500  # MAE
