@@ -35,15 +35,16 @@ class TokenizerPass(NamedTuple):
     quantized: Tensor
 
 
-def reconstruct(tokenizer: VQGANTokenizer, images: Tensor) -> TokenizerPass:
+def reconstruct(tokenizer: VQGANTokenizer, images: Tensor, quantize: bool = True) -> TokenizerPass:
     """Encodes, quantises and decodes images (B, 3, H, W) in [0, 1]; the encoder gets the decoder's gradients unchanged.
 
-    (Straight-through estimator: van den Oord et al. 2017, section 3.2.)
+    (Straight-through estimator: van den Oord et al. 2017, section 3.2.) Without ``quantize`` the decoder gets the continuous
+    latents.
     """
     continuous = tokenizer.encode_continuous(images)
     tokens, quantized = tokenizer.quantize(continuous)
-    straight_through = continuous + (quantized - continuous).detach()
-    return TokenizerPass(tokenizer.decode(straight_through), tokens, continuous, quantized)
+    latents = continuous + (quantized - continuous).detach() if quantize else continuous
+    return TokenizerPass(tokenizer.decode(latents), tokens, continuous, quantized)
 
 
 class TokenizerObjective(nn.Module):
@@ -58,11 +59,13 @@ class TokenizerObjective(nn.Module):
         adversarial_weight: Of the adversarial term, times the adaptive weight; 0 leaves the discriminator out.
         adversarial_start_iters: Iterations before the adversarial term (and the discriminator's learning) sets in.
         discriminator: Arguments of :class:`PatchDiscriminator`.
+        quantize_from_iters: Iterations at the start in which latents are not quantised, so that the codebook begins among
+            latents that mean something; short trainings gain by it.
     """
 
     def __init__(self, pixel_weight: float = 1.0, codebook_weight: float = 1.0, commitment_weight: float = 0.25,
                  perceptual_weight: float = 0.0, adversarial_weight: float = 0.0, adversarial_start_iters: int = 0,
-                 discriminator: Mapping[str, Any] | None = None) -> None:
+                 discriminator: Mapping[str, Any] | None = None, quantize_from_iters: int = 0) -> None:
         super().__init__()
         self.pixel_weight = pixel_weight
         self.codebook_weight = codebook_weight
@@ -70,6 +73,7 @@ class TokenizerObjective(nn.Module):
         self.perceptual_weight = perceptual_weight
         self.adversarial_weight = adversarial_weight
         self.adversarial_start_iters = adversarial_start_iters
+        self.quantize_from_iters = quantize_from_iters
         self.perceptual = PerceptualDistance() if perceptual_weight else None
         self.discriminator = PatchDiscriminator(**(discriminator or {})) if adversarial_weight else None
 
@@ -79,17 +83,19 @@ class TokenizerObjective(nn.Module):
         Args:
             tokenizer: In train mode.
             images: (B, 3, H, W) in [0, 1].
-            iteration: Number of iterations done, for ``adversarial_start_iters``.
+            iteration: Number of iterations done, for ``adversarial_start_iters`` and ``quantize_from_iters``.
 
         Returns:
             Scalars ``loss_pixel``, ``loss_codebook``, ``loss_commitment`` and, where switched on, ``loss_perceptual``,
             ``loss_adversarial`` and ``loss_discriminator``; and the pass they were computed from.
         """
-        result = reconstruct(tokenizer, images)
+        quantize = iteration >= self.quantize_from_iters
+        result = reconstruct(tokenizer, images, quantize)
+        # Multiplied by 0, not left out: a distributed wrapper wants a gradient for every parameter in every iteration.
         losses = {
             'loss_pixel': self.pixel_weight * F.l1_loss(result.reconstruction, images),
-            'loss_codebook': self.codebook_weight * F.mse_loss(result.quantized, result.continuous.detach()),
-            'loss_commitment': self.commitment_weight * F.mse_loss(result.continuous, result.quantized.detach()),
+            'loss_codebook': quantize * self.codebook_weight * F.mse_loss(result.quantized, result.continuous.detach()),
+            'loss_commitment': quantize * self.commitment_weight * F.mse_loss(result.continuous, result.quantized.detach()),
         }
         if self.perceptual is not None:
             losses['loss_perceptual'] = self.perceptual_weight * self.perceptual(result.reconstruction, images)
@@ -100,8 +106,6 @@ class TokenizerObjective(nn.Module):
 
     def _adversarial(self, discriminator: PatchDiscriminator, tokenizer: VQGANTokenizer, images: Tensor,
                      result: TokenizerPass, appearance: Tensor, iteration: int) -> dict[str, Tensor]:
-        # Before the start the losses are multiplied by 0, not left out: a distributed wrapper wants a gradient for every
-        # parameter in every iteration.
         factor = float(iteration >= self.adversarial_start_iters)
         adversarial = generator_loss(discriminator, result.reconstruction)
         weight = adaptive_weight(appearance, adversarial, tokenizer.decoder.conv_out.weight)

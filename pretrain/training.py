@@ -171,15 +171,22 @@ class TokenizerTraining(TrainingModel):
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
         """The objective's losses; PSNR (dB), share of codes in use and perplexity."""
         iteration = int(self.num_iters)
-        if iteration == 0 and self.sources.get('tokenizer') is None:
-            # A codebook far from the latents would be used at one or two codes only.
-            with evaluating(self), torch.no_grad():
-                everything = torch.ones(self.tokenizer.num_codes, dtype=torch.bool, device=images.device)
-                fill_codes(self.tokenizer, self.tokenizer.encode_continuous(images), everything)
+        if iteration == self.objective.quantize_from_iters and self.sources.get('tokenizer') is None:
+            self._start_codebook(images)
         losses, result = self.objective(self.tokenizer, images, iteration)
-        self.latents = result.continuous.detach()
         self.num_iters += 1
-        return {**losses, 'psnr': peak_signal_to_noise_ratio(result.reconstruction, images), **self.usage.update(result.tokens)}
+        figures = dict(psnr=peak_signal_to_noise_ratio(result.reconstruction, images))
+        if iteration >= self.objective.quantize_from_iters:
+            self.latents = result.continuous.detach()
+            figures.update(self.usage.update(result.tokens))
+        return {**losses, **figures}
+
+    @torch.no_grad()
+    def _start_codebook(self, images: Tensor) -> None:
+        """Makes latents the first codes: a codebook far from the latents would be used at one or two codes only."""
+        with evaluating(self):
+            everything = torch.ones(self.tokenizer.num_codes, dtype=torch.bool, device=images.device)
+            fill_codes(self.tokenizer, self.tokenizer.encode_continuous(images), everything)
 
     def revive_codes(self) -> int:
         """Moves dead codes to latents of the last batch; returns how many. To be called after the optimizer's step."""

@@ -15,7 +15,7 @@ NUM_IMAGES = 10
 PREDICTOR = dict(arch=ARCH, decoder_depth=1, decoder_num_heads=4)
 NETWORK = dict(PREDICTOR, img_size=IMG_SIZE, patch_size=8, tokenizer=TOKENIZER, token_predictor=PREDICTOR)
 MODELS = dict(
-    tokenizer_tiny=dict(tokenizer=TOKENIZER),
+    tokenizer_tiny=dict(tokenizer=TOKENIZER, objective=dict(quantize_from_iters=1)),
     token_predictor_tiny=dict(tokenizer=TOKENIZER, token_predictor=PREDICTOR, img_size=IMG_SIZE),
     addp_tiny=dict(network=NETWORK))
 
@@ -41,6 +41,8 @@ def write_leaf(folder: Path, base: str, images: Path, model: dict, **changes: ob
                               dataset=dict(data_root=str(images), data_prefix='', pipeline=pipeline)),
         default_hooks=dict(logger=dict(interval=1), checkpoint=dict(interval=2), picture=dict(interval=1000, num_images=2)),
         log_processor=dict(window_size=1), **changes)
+    if base == 'tokenizer_tiny':
+        settings['custom_hooks'] = [dict(type='ReviveCodesHook', interval=1)]
     text = '\n'.join(f'{key} = {value!r}' for key, value in settings.items())
     path = folder / f'{base}.py'
     folder.mkdir(parents=True, exist_ok=True)
