@@ -147,7 +147,7 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
         Raises:
             ValueError: If an odd number of images shall be mixed, which is done in pairs.
         """
-        batch: dict[str, Any] = super().forward(data, training)  # type: ignore[assignment]
+        batch: dict[str, Any] = super().forward(data, training)
         if training and self.erasing_prob:
             erase = RandomErasing(self.erasing_prob, mode='pixel', device=batch['inputs'].device.type)
             batch['inputs'] = erase(batch['inputs'])

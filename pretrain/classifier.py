@@ -25,7 +25,16 @@ from addp_backbone.checkpoint import CheckpointError, convert_state_dict, read_c
 from addp_backbone.layers import NORM_EPS
 from addp_backbone.positions import resize_pos_embed
 from addp_backbone.vit import INIT_STD, ADDPViT
-from pretrain import averaging, classification_data, data, epoch_loop, metrics, optimizers, training_hooks  # noqa: F401  (registers them)
+from pretrain import (  # noqa: F401  (registers them)
+    averaging,
+    buffer_sharing,
+    classification_data,
+    data,
+    epoch_loop,
+    metrics,
+    optimizers,
+    training_hooks,
+)
 from pretrain.transforms import ImageSample
 
 FC_NORM_EPS = 1e-5  # published fine-tuning

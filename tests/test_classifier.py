@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,18 @@ def test_mages_fake_class_token_becomes_the_cls_token() -> None:
     assert report.format == 'mage' and report.missing == [] and len(words) == 2025
     torch.testing.assert_close(report.state_dict['cls_token'][0, 0], words[1100])
     torch.testing.assert_close(report.state_dict['pos_embed'][0], predictor.state_dict()['token_emb.position_embeddings.weight'])
+
+
+@pytest.mark.parametrize('size', ['base', 'large'])
+@pytest.mark.parametrize('kind', ['addp', 'mage'])
+def test_every_published_file_fills_a_probe_of_its_size(kind: str, size: str) -> None:
+    keys = json.loads((Path(__file__).parent / 'golden' / f'{kind}_vit_{size}_patch16.keys.json').read_text(encoding='utf-8'))
+    report = convert_state_dict({name: torch.zeros(()).expand(shape) for name, shape in keys.items()}, keep_cls=True)
+    with torch.device('meta'):
+        trunk = ClassifierViT(size, tokenizer_norm=True, final_norm=True)
+    assert report.format == kind and report.missing == []
+    assert {name: tensor.shape for name, tensor in report.state_dict.items()} == {
+        name: tensor.shape for name, tensor in trunk.state_dict().items()}
 
 
 def test_a_converted_file_initialises_as_its_source_does(tmp_path: Path) -> None:

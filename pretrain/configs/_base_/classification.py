@@ -3,7 +3,8 @@
 Own data: ``--cfg-options model.num_classes=None train_dataloader.dataset.data_root=FOLDER val_dataloader.dataset.data_root=FOLDER
 test_dataloader.dataset.data_root=FOLDER`` with ``FOLDER/{train,val}/<class>/<image>``; the classes are those of the folders. Lists
 (``path label`` a line): ``ann_file=meta/train.txt`` and ``meta/val.txt``, with ``classes=FILE`` (a name a line) for their names.
-Few images a class: ``python tools/few_shot.py CONFIG``.
+Few images a class: ``python tools/few_shot.py CONFIG``. Another crop at test time:
+``--cfg-options test_dataloader.dataset.pipeline.0.crop_ratio=0.875``.
 """
 
 _base_ = './runtime.py'
@@ -65,5 +66,5 @@ custom_hooks = [
     dict(type='SeedEachIteration'),  # a resumed run draws what the unbroken one would have drawn
     dict(type='StopOnBadLoss'),  # the last good checkpoint stays
     dict(type='CheckSameClasses'),
-    dict(type='SyncBuffersHook'),  # processes evaluate with one BatchNorm
+    dict(type='ShareBuffersHook'),  # processes evaluate with one BatchNorm
 ]
