@@ -110,7 +110,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], format: str = 'auto', img_
     tensors = {name: _as_tensor(name, value) for name, value in unwrap_state_dict(state_dict).items()}
     tensors, format = _to_plain_names(tensors, format)
     report = ConversionReport({}, format)
-    for name, tensor in tensors.items():
+    for name in tensors:
         refused = next((what for pattern, what in _REFUSED if re.fullmatch(pattern, name)), None)
         if refused:
             raise CheckpointError(f'{name}: the checkpoint has {refused}, which ADDPViT has no place for; leaving it out would '

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from numpy._core import multiarray, numeric  # type: ignore[import-not-found, unused-ignore]  # what pickled arrays name
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -125,13 +126,13 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Co
 class _NumpyUnpickler(pickle.Unpickler):
     """Admits numpy arrays and nothing else (detectron2's model files)."""
 
-    ALLOWED = {
+    ALLOWED: dict[tuple[str, str], Any] = {
         ('numpy', 'ndarray'): np.ndarray,
         ('numpy', 'dtype'): np.dtype,
-        ('numpy.core.multiarray', '_reconstruct'): np._core.multiarray._reconstruct,
-        ('numpy._core.multiarray', '_reconstruct'): np._core.multiarray._reconstruct,
-        ('numpy.core.numeric', '_frombuffer'): np._core.numeric._frombuffer,
-        ('numpy._core.numeric', '_frombuffer'): np._core.numeric._frombuffer,
+        ('numpy.core.multiarray', '_reconstruct'): multiarray._reconstruct,
+        ('numpy._core.multiarray', '_reconstruct'): multiarray._reconstruct,
+        ('numpy.core.numeric', '_frombuffer'): numeric._frombuffer,  # type: ignore[attr-defined]
+        ('numpy._core.numeric', '_frombuffer'): numeric._frombuffer,  # type: ignore[attr-defined]
     }
 
     def find_class(self, module_name: str, global_name: str) -> Any:
@@ -162,10 +163,10 @@ _ALLOWED_GLOBALS: list[Any] = [
     (_history_buffer_method, 'builtins.getattr'),
     np.ndarray,
     np.dtype,
-    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (np._core.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
+    (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
+    (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    (multiarray.scalar, 'numpy._core.multiarray.scalar'),
     (_encode_latin1, '_codecs.encode'),
     *(type(np.dtype(name)) for name in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32', 'int64', 'uint8', 'bool')),
 ]

@@ -8,6 +8,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+from types import ModuleType
 
 EXTENSION = 'mmcv._ext'
 
@@ -15,10 +16,11 @@ EXTENSION = 'mmcv._ext'
 class _StandInLoader(importlib.abc.Loader):
     """Fills ``mmcv._ext`` from the stand-in when it is first imported."""
 
-    def create_module(self, spec):
-        return None  # the default module
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """Asks for the default module."""
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
+        """Fills the module."""
         from addp_backbone.mmcv_ops import fill_extension_module
         fill_extension_module(module)
 
@@ -26,14 +28,14 @@ class _StandInLoader(importlib.abc.Loader):
 class StandInFinder(importlib.abc.MetaPathFinder):
     """Answers for ``mmcv._ext`` alone; stands last, so that compiled ops are found first."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
         """Returns a spec for ``mmcv._ext``, None for every other module or if the stand-in cannot be imported."""
         if fullname != EXTENSION or importlib.util.find_spec('addp_backbone') is None:
             return None
         return importlib.machinery.ModuleSpec(fullname, _StandInLoader(), origin='addp_backbone.mmcv_ops (torchvision)')
 
 
-def install():
+def install() -> None:
     """Appends the finder to ``sys.meta_path`` once (whichever copy of this file asks)."""
     if not any(type(finder).__name__ == StandInFinder.__name__ for finder in sys.meta_path):
         sys.meta_path.append(StandInFinder())

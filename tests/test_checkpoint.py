@@ -126,7 +126,7 @@ def test_a_part_that_the_backbone_has_no_place_for_is_refused_with_the_reason(op
 
 
 def test_a_tensor_that_nobody_can_explain_is_an_error_with_its_name():
-    with pytest.raises(CheckpointError, match='blocks.0.attn.surprise'):
+    with pytest.raises(CheckpointError, match=r'blocks\.0\.attn\.surprise'):
         convert_state_dict(tiny_addp() | {'blocks.0.attn.surprise': torch.zeros(1)})
 
 

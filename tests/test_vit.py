@@ -274,7 +274,7 @@ def test_pretrained_weights_with_a_gap_are_refused(tmp_path, damage, message):
 
 def test_a_missing_pretrained_file_names_the_command_that_makes_it():
     vit = small_vit(init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth'))
-    with pytest.raises(CheckpointError, match='nowhere.pth does not exist.*convert_checkpoint.py'):
+    with pytest.raises(CheckpointError, match=r'nowhere.pth does not exist.*convert_checkpoint.py'):
         vit.init_weights()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from addp_backbone.checkpoint import (  # noqa: E402
+from addp_backbone.checkpoint import (
     FORMATS,
     CheckpointError,
     ConversionReport,
