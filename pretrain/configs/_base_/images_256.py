@@ -8,7 +8,6 @@ train_dataloader = dict(
     batch_size=64,  # a process; the learning rate follows the global batch
     num_workers=8,
     persistent_workers=True,
-    pin_memory=True,
     sampler=dict(type='SeededInfiniteSampler'),
     dataset=dict(
         type='ImageFolderDataset',

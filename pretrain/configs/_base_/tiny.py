@@ -5,8 +5,8 @@ encoder sees at 256 px what it saw at 128.
 """
 
 img_size = 128
-tokenizer = dict(
-    base_channels=32, channel_multipliers=(1, 1, 2, 4), num_res_blocks=1, latent_channels=32, num_codes=512, norm_groups=8)
+tokenizer = dict(  # one width: where it changes, residual blocks have no identity path, and a short training learns no colours
+    base_channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=512, norm_groups=8)
 token_predictor = dict(arch='tiny', decoder_depth=2, decoder_num_heads=3)
 max_iters = 600
 
