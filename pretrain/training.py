@@ -83,6 +83,7 @@ class ADDPPretraining(TrainingModel):
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         super().__init__(init_cfg, data_preprocessor)
         self.addp = ADDP(**network)
+        lay_out(self.addp.tokenizer)
 
     def init_weights(self) -> None:
         """Loads the frozen networks, which no checkpoint of this model holds; also before a resume."""
@@ -221,6 +222,7 @@ class TokenPredictorTraining(TrainingModel):
         self.token_predictor = TokenPredictor(
             **token_predictor, num_tokens=self.grid[0] * self.grid[1], num_codes=self.tokenizer.num_codes)
         freeze(self, ('tokenizer',))
+        lay_out(self.tokenizer)
 
     def train(self, mode: bool = True) -> TokenPredictorTraining:
         """Sets train or eval mode; the tokenizer stays in eval mode."""
@@ -262,6 +264,11 @@ class TokenPredictorTraining(TrainingModel):
                     f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(images, mask, self.grid),
                     'most likely': tokenizer.decode(tokenizer.lookup(torch.where(mask, probs.argmax(-1), tokens), self.grid)),
                     'expected': tokenizer.decode(soft)}
+
+
+def lay_out(tokenizer: VQGANTokenizer) -> None:
+    """Gives a frozen tokenizer's weights the layout of its inputs, lest every call converts them (bfloat16 on a CPU: 2.5 times the time)."""
+    tokenizer.to(memory_format=torch.channels_last)
 
 
 @contextmanager
