@@ -73,6 +73,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str 
         _import_quietly(f'{cfg.default_scope}.datasets')
     if options:
         check_option_names(cfg, options)
+        _make_room(cfg, options)
         try:
             cfg.merge_from_dict(options)
         except (KeyError, TypeError, ValueError) as error:
@@ -85,6 +86,19 @@ def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str 
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / file.stem)
     return cfg
+
+
+def _make_room(cfg: Config, options: dict[str, Any]) -> None:
+    """Lets ``--cfg-options a.b.c=1`` set a value below ``b=None`` (a leaf's ``init_cfg``), which mmengine refuses to merge."""
+    for name in options:
+        node: Any = cfg
+        *parents, _ = name.split('.')
+        for part in parents:
+            if not isinstance(node, dict | Config) or part not in node:
+                break
+            if node[part] is None:
+                node[part] = {}
+            node = node[part]
 
 
 def start_processes(launcher: str) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw
 
 SHAPES = ('disc', 'box', 'wedge')
@@ -14,6 +16,13 @@ IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = 48, 64
 NUM_TRAIN, NUM_VAL = 6, 5
 EMPTY_TRAIN_IMAGE = 3
 COLOURS = {'disc': (220, 40, 40), 'box': (40, 200, 60), 'wedge': (50, 70, 230)}
+
+
+@pytest.fixture(autouse=True)
+def _no_scope_left_behind() -> Iterator[None]:
+    """Forgets mmengine's default scope after each test: mmseg's, left by another test, would hide mmdet's registries."""
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -16,16 +16,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from addp_backbone.files import replace_file
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from mmengine.config import Config  # noqa: E402
-
-from addp_backbone.files import replace_file  # noqa: E402
 
 NUM_TRAIN, NUM_VAL, NUM_PLAIN = 240, 40, 400
 SIZE = '256x192'
-DET_ITERS, SEG_ITERS = 600, 300
+ITERS = dict(tokenizer=600, token_predictor=300, addp=400, det=500, seg=300)
 
 
 @dataclass
@@ -43,25 +42,28 @@ class Stage:
     command: list[str]
 
 
-def make_stages(work: Path) -> list[Stage]:
-    """Lists the stages in order; each uses only files of those before it."""
+def make_stages(work: Path, scale: float) -> list[Stage]:
+    """Lists the stages in order; each uses only files of those before it. ``scale`` multiplies images and iterations."""
     data, leaf = work / 'shapes', work / 'configs'
     backbone = work / 'backbone.pth'
-    addp_iters = Config.fromfile(ROOT / 'pretrain/configs/addp_tiny.py').train_cfg.max_iters
+    iters = {name: max(4, round(count * scale)) for name, count in ITERS.items()}
+    num_train, num_val, num_plain = (max(8, round(count * scale)) for count in (NUM_TRAIN, NUM_VAL, NUM_PLAIN))
 
     def train(config: str | Path, name: str, seconds: int, *options: str) -> Stage:
         return Stage(name, seconds, ['tools/train.py', str(config), '--work-dir', str(work / name), '--resume', '--cfg-options',
                                      *options])
 
     def pretrain(network: str, seconds: int, *options: str) -> Stage:
-        return train(f'pretrain/configs/{network}_tiny.py', network, seconds,
+        return train(f'pretrain/configs/{network}_tiny.py', network, seconds, f'train_cfg.max_iters={iters[network]}',
                      f'train_dataloader.dataset.data_root={data / "plain"}', *options)
 
-    def fine_tune(task: str, max_iters: int, seconds: int) -> list[Stage]:
+    def fine_tune(task: str, seconds: int) -> list[Stage]:
+        max_iters = iters[task]
+        warm_up = min(100, max_iters // 4)
         config, checkpoint = leaf / f'shapes_{task}.py', work / task / f'iter_{max_iters}.pth'
         return [
             train(config, task, seconds, f'train_cfg.max_iters={max_iters}', f'train_cfg.val_interval={max_iters}',
-                  f'default_hooks.checkpoint.interval={max_iters // 4}', 'model.backbone.init_cfg.type=Pretrained',
+                  f'default_hooks.checkpoint.interval={-(-max_iters // 4)}', f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.begin={warm_up}', 'model.backbone.init_cfg.type=Pretrained',
                   f'model.backbone.init_cfg.checkpoint={backbone}'),
             Stage(f'{task}_test', 30, ['tools/test.py', str(config), str(checkpoint), '--work-dir', str(work / f'{task}_test'),
                                        '--out', str(work / f'{task}.json')]),
@@ -71,23 +73,23 @@ def make_stages(work: Path) -> list[Stage]:
 
     images, splits = data / 'images', ('train', 'val')
     return [
-        Stage('shapes', 40, ['tools/make_shapes.py', str(data), '--train', str(NUM_TRAIN), '--val', str(NUM_VAL), '--plain',
-                             str(NUM_PLAIN), '--size', SIZE]),
+        Stage('shapes', 40, ['tools/make_shapes.py', str(data), '--train', str(num_train), '--val', str(num_val), '--plain',
+                             str(num_plain), '--size', SIZE]),
         pretrain('tokenizer', 90),
         pretrain('token_predictor', 90, f'model.init_cfg.tokenizer={work / "tokenizer"}'),
         pretrain('addp', 150, f'model.init_cfg.tokenizer={work / "tokenizer"}',
                  f'model.init_cfg.token_predictor={work / "token_predictor"}'),
-        Stage('convert', 10, ['tools/convert_checkpoint.py', str(work / f'addp/iter_{addp_iters}.pth'), str(backbone)]),
+        Stage('convert', 10, ['tools/convert_checkpoint.py', str(work / f'addp/iter_{iters["addp"]}.pth'), str(backbone)]),
         Stage('det_data', 10, ['tools/new_dataset.py', 'det', '--out', str(leaf / 'shapes_det.py'), '--force',
                                '--base', 'det_configs/addp_tiny_maskrcnn.py',
                                *(f'--{split}-images={images / split}' for split in splits),
                                *(f'--{split}-json={data}/instances_{split}.json' for split in splits)]),
-        *fine_tune('det', DET_ITERS, 200),
+        *fine_tune('det', 200),
         Stage('seg_data', 10, ['tools/new_dataset.py', 'seg', '--out', str(leaf / 'shapes_seg.py'), '--force',
                                '--base', 'seg_configs/addp_tiny_upernet.py', f'--classes={data}/classes.json',
                                *(f'--{split}-images={images / split}' for split in splits),
                                *(f'--{split}-masks={data}/annotations/{split}' for split in splits)]),
-        *fine_tune('seg', SEG_ITERS, 150),
+        *fine_tune('seg', 150),
     ]
 
 
@@ -127,8 +129,10 @@ def main() -> None:
     """Runs all stages and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes')
-    work = parser.parse_args().work_dir.absolute()
-    stages = make_stages(work)
+    parser.add_argument('--scale', type=float, default=1.0, help='multiplies images and iterations; 0.01 shows in minutes that it runs')
+    args = parser.parse_args()
+    work = args.work_dir.absolute()
+    stages = make_stages(work, args.scale)
     started = time.monotonic()
     for i, stage in enumerate(stages):
         left = sum(s.seconds for s in stages[i:])
