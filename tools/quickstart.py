@@ -67,7 +67,7 @@ def make_stages(work: Path, scale: float) -> list[Stage]:
                   f'model.backbone.init_cfg.checkpoint={backbone}'),
             Stage(f'{task}_test', 30, ['tools/test.py', str(config), str(checkpoint), '--work-dir', str(work / f'{task}_test'),
                                        '--out', str(work / f'{task}.json')]),
-            Stage(f'{task}_predict', 30, ['tools/predict.py', str(config), str(checkpoint), f'{data}/images/val/0000[0-7].*',
+            Stage(f'{task}_predict', 30, ['tools/predict.py', str(config), str(checkpoint), f'{data}/images/val/*[0-7].png',
                                           '--out', str(work / f'{task}_predictions')]),
         ]
 
