@@ -9,20 +9,12 @@ Each finds its predecessor's latest checkpoint in ``work_dirs/``.
 
 _base_ = ['_base_/tiny.py', '_base_/runtime.py']
 
-crop_size = 64  # convolutions do not mind: a quarter of a 128 px image, at the same magnification
 max_iters = 900
 
 model = dict(
     type='TokenizerTraining', tokenizer=_base_.tokenizer, objective=dict(quantize_from_iters=100), init_cfg=dict(tokenizer=None))
 
-train_dataloader = dict(
-    batch_size=8,
-    dataset=dict(pipeline=[
-        dict(type='SeedAugmentation'),
-        dict(type='RandomResizedCropImage', size=crop_size, scale=(0.05, 0.25), interpolation='bicubic'),
-        dict(type='RandomFlipImage', prob=0.5),
-        dict(type='PackImage'),
-    ]))
+train_dataloader = dict(batch_size=8)
 train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0), clip_grad=dict(max_norm=1.0))
 custom_hooks = [

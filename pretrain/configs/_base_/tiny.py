@@ -1,17 +1,18 @@
 """Tiny networks and schedule: the whole pipeline on a CPU in minutes, from any folder of images (all values ours).
 
-128 px images, 8 x 8 patches, 16 x 16 tokens of 512 codes. Converted to 16 x 16 patches (tools/convert_checkpoint.py resamples them), the
-encoder sees at 256 px what it saw at 128.
+64 px images, 4 x 4 patches, 16 x 16 tokens of 512 codes: the published grid on small images. tools/convert_checkpoint.py resamples the
+patches to 16 x 16, so that the encoder sees at 256 px what it saw at 64.
 """
 
-img_size = 128
+img_size = 64
+patch_size = 4
 tokenizer = dict(  # one width: where it changes, residual blocks have no identity path, and a short training learns no colours
-    base_channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=512, norm_groups=8)
+    base_channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=512, norm_groups=8)
 token_predictor = dict(arch='tiny', decoder_depth=2, decoder_num_heads=3)
-max_iters = 600
+max_iters = 400
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=6,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='SeededInfiniteSampler'),
