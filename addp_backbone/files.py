@@ -1,9 +1,12 @@
-"""Writing small files so that they are whole or not there at all."""
+"""Writing small files so that they are whole or not there at all; checksums of files of any size."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+
+_CHUNK_BYTES = 1 << 20
 
 
 def replace_file(path: str | Path, content: bytes | str) -> None:
@@ -21,3 +24,12 @@ def replace_file(path: str | Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits; reads it in pieces."""
+    digest = hashlib.sha256()
+    with Path(path).open('rb') as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -26,27 +26,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A released checkpoint.
+    """A released checkpoint; ``tools/download_weights.py`` fetches it. Either ``hub_repo`` or ``drive_id`` says from where.
 
     Attributes:
         path: Where the published README places it, from the repository's root.
-        source: Where to get it.
+        hub_repo: Model repository on Hugging Face.
+        drive_id: File on Google Drive.
     """
 
     path: Path
-    source: str
+    hub_repo: str = ''
+    drive_id: str = ''
+
+    @property
+    def source(self) -> str:
+        """Where to get it, in words."""
+        return f'the Hugging Face model repository {self.hub_repo}' if self.hub_repo else f'Google Drive, file id {self.drive_id}'
+
+    @property
+    def page(self) -> str:
+        """Where to get it with a browser."""
+        return f'https://huggingface.co/{self.hub_repo}' if self.hub_repo else f'https://drive.google.com/file/d/{self.drive_id}/view'
 
 
-_ADDP_SOURCE = 'the Hugging Face model repository Changyao/ADDP'
+_ADDP_REPO = 'Changyao/ADDP'
 PUBLISHED_FILES = {
-    'addp-vit-base-16': PublishedFile(Path('exp/release/addp-vit-base-16.pth'), _ADDP_SOURCE),
-    'addp-vit-large-16': PublishedFile(Path('exp/release/addp-vit-large-16.pth'), _ADDP_SOURCE),
-    'vqgan_jax_strongaug': PublishedFile(Path('exp/pretrained_model/vqgan_jax_strongaug.ckpt'),
-                                         'Google Drive, file id 13S_unB87n6KKuuMdyMnyExW0G1kplTbP'),
-    'mage-vitb-1600': PublishedFile(Path('exp/pretrained_model/mage-vitb-1600.pth'),
-                                    'Google Drive, file id 1Q6tbt3vF0bSrv5sPrjpFu8ksG3vTsVX2'),
-    'mage-vitl-1600': PublishedFile(Path('exp/pretrained_model/mage-vitl-1600.pth'),
-                                    'Google Drive, file id 15xBPa8EIa0IRUiRYtXiYOC9JZVyMIFrB'),
+    'addp-vit-base-16': PublishedFile(Path('exp/release/addp-vit-base-16.pth'), hub_repo=_ADDP_REPO),
+    'addp-vit-large-16': PublishedFile(Path('exp/release/addp-vit-large-16.pth'), hub_repo=_ADDP_REPO),
+    'vqgan_jax_strongaug': PublishedFile(
+        Path('exp/pretrained_model/vqgan_jax_strongaug.ckpt'), drive_id='13S_unB87n6KKuuMdyMnyExW0G1kplTbP'),
+    'mage-vitb-1600': PublishedFile(Path('exp/pretrained_model/mage-vitb-1600.pth'), drive_id='1Q6tbt3vF0bSrv5sPrjpFu8ksG3vTsVX2'),
+    'mage-vitl-1600': PublishedFile(Path('exp/pretrained_model/mage-vitl-1600.pth'), drive_id='15xBPa8EIa0IRUiRYtXiYOC9JZVyMIFrB'),
 }
 
 
@@ -98,7 +108,7 @@ def find_published(name: str, path: str | Path | None = None, option: str = 'pat
     found = Path(path) if path is not None else published.path
     if not found.is_file():
         raise FileNotFoundError(f'{found} does not exist. Get {published.path.name} from {published.source} and place it '
-                                f'at {published.path}, or set {option} to where it lies')
+                                f'at {published.path} (python tools/download_weights.py {name}), or set {option} to where it lies')
     return found
 
 

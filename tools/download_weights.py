@@ -1,0 +1,72 @@
+"""Fetches the released checkpoints, and the Inception weights of FID, to where the configs look for them, and checks them.
+
+    python tools/download_weights.py                    everything (a file that is there is checked, not fetched again)
+    python tools/download_weights.py base               what ViT-Base needs; or large, or names such as addp-vit-base-16
+    python tools/download_weights.py --check            checks what is there, fetches nothing
+
+A cut download goes on where it stopped when started again. A file is moved to its place (exp/pretrained_model, exp/release) only after
+it was loaded. Google Drive needs gdown (pip install gdown). Without network it says how to get the files by hand; exit code 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from pretrain.resumable_download import DownloadError
+from pretrain.weights_download import GROUPS, check, download, instructions, names_of, place_of
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', default=['all'], metavar='NAME', help=f'{", ".join((*GROUPS, *GROUPS["all"]))} (default: all)')
+    parser.add_argument('--root', type=Path, default=REPOSITORY, metavar='DIR', help="folder that exp/ lies in (default: the repository's)")
+    parser.add_argument('--check', action='store_true', help='check what is there and fetch nothing')
+    return parser.parse_args(argv)
+
+
+def get(name: str, args: argparse.Namespace) -> str:
+    """Fetches or checks one file; returns what was found."""
+    place = place_of(name, args.root)
+    if args.check:
+        if not place.is_file():
+            raise DownloadError(f'{place} is not there')
+        return check(name, place)
+    with tqdm(unit='B', unit_scale=True, desc=name, disable=not sys.stderr.isatty()) as bar:
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return download(name, args.root, show, quiet=not sys.stderr.isatty())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parse_args(argv)
+    failed = []
+    try:
+        names = names_of(args.names)
+    except DownloadError as error:
+        print(f'download_weights: {error}', file=sys.stderr)
+        return 1
+    for name in names:
+        try:
+            print(f'{place_of(name, args.root)}: {get(name, args)}', flush=True)
+        except DownloadError as error:
+            failed.append(name)
+            print(f'download_weights: {name}: {error}', file=sys.stderr)
+    if failed:
+        print(instructions(failed, args.root), file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
