@@ -24,7 +24,7 @@ _CHUNK = 16
 Progress = Callable[[Iterable[str | None], int], Iterable[str | None]]
 
 
-def prepare_reference_set(source: Path, out: Path, num_workers: int = 1, progress: Progress | None = None) -> dict:
+def prepare_reference_set(source: Path, out: Path, num_workers: int = 1, progress: Progress | None = None, size_px: int = SIZE_PX) -> dict:
     """Writes the reference set and, once it is complete, its manifest. Pictures that are there already are left as they are.
 
     Args:
@@ -32,6 +32,7 @@ def prepare_reference_set(source: Path, out: Path, num_workers: int = 1, progres
         out: Folder to write ``<name>.png`` and ``manifest.json`` to.
         num_workers: Processes.
         progress: Wraps the finished pictures, given their number.
+        size_px: Side of the pictures; other values than 256 are not the published protocol.
 
     Returns:
         The manifest: number, size and format of the images, SHA-256 of their sorted names, transform and versions.
@@ -44,24 +45,24 @@ def prepare_reference_set(source: Path, out: Path, num_workers: int = 1, progres
     if strangers:
         raise ValueError(f'{out} holds {len(strangers)} pictures that do not come from {source} ({_some(strangers)}): give another '
                          'folder, or remove them')
-    jobs = [(path, target) for path, target in targets.items() if not target.exists()]
+    jobs = [(path, target, size_px) for path, target in targets.items() if not target.exists()]
     errors = [error for error in _run(jobs, num_workers, progress) if error]
     if errors:
         raise ValueError(f'{len(errors)} of {len(targets)} pictures could not be read, get them again and go on: {_some(errors)}')
     for leftover in out.glob('.*.part'):
         leftover.unlink()
     manifest = dict(
-        num_images=len(targets), size=f'{SIZE_PX}x{SIZE_PX}', format=FORMAT,
+        num_images=len(targets), size=f'{size_px}x{size_px}', format=FORMAT,
         names_sha256=checksum_of_names(target.name for target in targets.values()),
-        transform=f'torchvision Resize({SIZE_PX}), bilinear with antialiasing; CenterCrop({SIZE_PX}); RGB',
+        transform=f'torchvision Resize({size_px}), bilinear with antialiasing; CenterCrop({size_px}); RGB',
         versions={name: version(name) for name in ('torchvision', 'pillow')})
     replace_file(out / MANIFEST_FILE, json.dumps(manifest, indent=2) + '\n')
     return manifest
 
 
-def prepare_picture(picture: Image.Image) -> Image.Image:
+def prepare_picture(picture: Image.Image, size_px: int = SIZE_PX) -> Image.Image:
     """Resizes the shorter side and crops the centre, as RGB."""
-    return Compose([Resize(SIZE_PX), CenterCrop(SIZE_PX)])(picture.convert('RGB'))
+    return Compose([Resize(size_px), CenterCrop(size_px)])(picture.convert('RGB'))
 
 
 def _targets(source: Path, out: Path) -> dict[Path, Path]:
@@ -79,7 +80,7 @@ def _targets(source: Path, out: Path) -> dict[Path, Path]:
     return {path: out / f'{path.stem}.png' for path in paths}
 
 
-def _run(jobs: Sequence[tuple[Path, Path]], num_workers: int, progress: Progress | None) -> Iterator[str | None]:
+def _run(jobs: Sequence[tuple[Path, Path, int]], num_workers: int, progress: Progress | None) -> Iterator[str | None]:
     show = progress or (lambda finished, total: finished)
     if num_workers <= 1 or len(jobs) < 2:
         yield from show(map(_prepare, jobs), len(jobs))
@@ -89,12 +90,12 @@ def _run(jobs: Sequence[tuple[Path, Path]], num_workers: int, progress: Progress
         yield from show(pool.map(_prepare, jobs, chunksize=_CHUNK), len(jobs))
 
 
-def _prepare(job: tuple[Path, Path]) -> str | None:
+def _prepare(job: tuple[Path, Path, int]) -> str | None:
     """Writes one picture; returns what went wrong."""
-    path, target = job
+    path, target, size_px = job
     try:
         with Image.open(path) as picture:
-            write_png(prepare_picture(picture), target)
+            write_png(prepare_picture(picture, size_px), target)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         return f'{path}: {error}'
     return None

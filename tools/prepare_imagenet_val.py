@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from pretrain.picture_sets import MANIFEST_FILE, NUM_IMAGES
+from pretrain.picture_sets import MANIFEST_FILE, NUM_IMAGES, SIZE_PX
 from pretrain.reference_set import prepare_reference_set
 
 
@@ -27,6 +27,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('source', type=Path, metavar='SOURCE', help="folder with ImageNet's validation images")
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=SIZE_PX, metavar='PX', help='side; others than 256 are not the published protocol')
     return parser.parse_args(argv)
 
 
@@ -39,13 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     args = parse_args(argv)
     try:
-        manifest = prepare_reference_set(args.source, args.out, args.workers, show_progress)
+        manifest = prepare_reference_set(args.source, args.out, args.workers, show_progress, args.size)
     except (ValueError, OSError) as error:
         print(f'prepare_imagenet_val: {error}', file=sys.stderr)
         return 1
     print(f'{args.out}: {manifest["num_images"]} images, {MANIFEST_FILE}')
-    if manifest['num_images'] != NUM_IMAGES:
-        print(f'note: the published protocol has {NUM_IMAGES} reference images')
+    if manifest['num_images'] != NUM_IMAGES or args.size != SIZE_PX:
+        print(f'note: the published protocol has {NUM_IMAGES} reference images of {SIZE_PX} px')
     return 0
 
 

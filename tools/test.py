@@ -29,6 +29,7 @@ from addp_backbone.launch import (
     stop_processes,
 )
 from addp_backbone.runner import StageRunner
+from addp_backbone.saving import find_latest_checkpoint
 from pretrain.classification_data import settle_classes
 
 
@@ -36,7 +37,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or ``words`` in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint of a training run with this config')
+    parser.add_argument('checkpoint', help='checkpoint of a training run with this config, or its work dir: the latest checkpoint')
     parser.add_argument('--out', metavar='F.json', help='file for the metrics, as printed')
     parser.add_argument('--show-dir', metavar='D', help='folder for an overlay of every image')
     return parser.parse_args(words)
@@ -46,7 +47,8 @@ def main(words: list[str] | None = None) -> None:
     """Prepares the config, evaluates, prints and writes the metrics."""
     arguments = parse_arguments(words)
     cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
-    if not Path(arguments.checkpoint).is_file():
+    checkpoint = find_latest_checkpoint(arguments.checkpoint) if Path(arguments.checkpoint).is_dir() else Path(arguments.checkpoint)
+    if checkpoint is None or not checkpoint.is_file():
         raise LaunchError(f'checkpoint {arguments.checkpoint} does not exist; training writes iter_*.pth into its work dir')
     if arguments.out and not arguments.out.endswith('.json'):
         raise LaunchError(f'--out {arguments.out}: wanted a file that ends in .json')
@@ -55,7 +57,7 @@ def main(words: list[str] | None = None) -> None:
     check_data(cfg, 'test')
     settle_classes(cfg)
     start_processes(arguments.launcher)
-    cfg.load_from, cfg.resume = arguments.checkpoint, False
+    cfg.load_from, cfg.resume = str(checkpoint), False
     if arguments.show_dir:
         draw_predictions(cfg, arguments.show_dir)
     fit_to_device(cfg)

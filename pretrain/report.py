@@ -1,0 +1,89 @@
+"""One self-contained HTML page of a miniature run: table, curves and pictures, readable from disk without a network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from pretrain.miniature import Miniature
+
+_MAX_WIDTH_PX = 1100
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1140px; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc }
+table { border-collapse: collapse } td, th { padding: .3em .9em; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child { text-align: left } .better { font-weight: 600 }
+figure { display: inline-block; margin: .5em .5em .5em 0; vertical-align: top } figcaption { font-size: .85em; color: #555 }
+img { max-width: 100%; image-rendering: auto }
+"""
+
+
+def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], notes: Iterable[str]) -> str:
+    """Builds the page.
+
+    Args:
+        miniature: The finished run.
+        table: Its results.
+        notes: Sentences to stand under the table (versions, time).
+
+    Returns:
+        HTML with every picture inlined. Pictures that a run did not make are left out.
+    """
+    work = miniature.work
+    parts = [
+        '<h1>ADDP transfer toolkit: the table in miniature</h1>',
+        '<p>One tiny ADDP, pre-trained on generated shapes; every transfer row trained from its weights and from random ones, with the '
+        f'same schedule and data, for the seeds {", ".join(map(str, miniature.seeds))}. FID and IS are of a small network with random '
+        'weights in place of Inception: they compare runs of this command, nothing else.</p>',
+        _table(table, len(miniature.seeds)), *(f'<p>{html.escape(note)}</p>' for note in notes),
+        '<h2>Pre-training</h2>', _figure(work / 'curves.png', 'Losses of tokenizer, token predictor and ADDP'),
+    ]
+    captions = dict(tokenizer='Tokenizer: images and their reconstructions',
+                    token_predictor='Token predictor: masked image and most likely tokens',
+                    addp='ADDP: input, mask, noisy image and prediction')
+    parts += [_figure(_last(work / name / 'pictures'), caption) for name, caption in captions.items()]
+    parts += ['<h2>Generated images</h2>', _figure(work / 'samples/grid.png', 'Drawn without any input'),
+              _figure(work / 'samples/steps.png', 'How one of them emerges')]
+    for task, title in (('det', 'Mask R-CNN from ADDP weights'), ('seg', 'UperNet from ADDP weights')):
+        pictures = sorted((work / f'{task}_predictions' / 'overlays').glob('*.png'))
+        parts += [f'<h2>{title}</h2>', *(_figure(path, path.stem) for path in pictures)]
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ADDP in miniature</title><style>{_STYLE}</style></head>'
+            '<body>\n' + '\n'.join(parts) + '\n</body></html>\n')
+
+
+def _table(table: dict[str, dict[str, list[float]]], num_seeds: int) -> str:
+    rows = ['<tr><th>row</th><th>ADDP weights</th><th>random weights</th></tr>']
+    for title, numbers in table.items():
+        cells = []
+        for init in ('addp', 'random'):
+            values = numbers.get(init, [])
+            text = f'{sum(values) / len(values):.1f}' if values else ''
+            every = ', '.join(f'{value:.1f}' for value in values) if len(values) > 1 else ''
+            cells.append(f'<td title="{every}">{text}</td>')
+        rows.append(f'<tr><td>{html.escape(title)}</td>{"".join(cells)}</tr>')
+    note = '<p>Means; the single values appear when the pointer rests on a cell.</p>' if num_seeds > 1 else ''
+    return f'<table>{"".join(rows)}</table>{note}'
+
+
+def _figure(path: Path | None, caption: str) -> str:
+    """A picture as part of the page, not wider than the page."""
+    if path is None or not path.is_file():
+        return ''
+    with Image.open(path) as picture:
+        shown = picture.convert('RGB')
+    if shown.width > _MAX_WIDTH_PX:
+        shown = shown.resize((_MAX_WIDTH_PX, round(shown.height * _MAX_WIDTH_PX / shown.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    shown.save(buffer, format='PNG', optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode('ascii')
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _last(folder: Path) -> Path | None:
+    return max(folder.glob('iter_*.png'), default=None)
