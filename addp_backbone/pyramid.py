@@ -21,7 +21,7 @@ class SimpleFeaturePyramid(BaseModule):
     Args:
         in_channels: Channels of the backbone's map.
         out_channels: Channels of every level.
-        scales: Size of each level relative to the backbone's map: 4, 2, 1 or 0.5, descending.
+        scales: Size of each level relative to the backbone's map: 4, 2, 1, 0.5 or 0.25, descending; ViTDet's four by default.
         num_outs: Number of maps returned; beyond ``len(scales)`` each is the one before, max-pooled by 2 (P6).
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a ``*.neck.*`` file that ``tools/convert_checkpoint.py``
             writes for detectron2 models; every tensor has to come from it.
@@ -85,10 +85,10 @@ def _make_level(scale: float, in_channels: int, out_channels: int) -> nn.Sequent
         resample = [nn.ConvTranspose2d(in_channels, channels, 2, stride=2)]
     elif scale == 1:
         resample = []
-    elif scale == 0.5:
-        resample = [nn.MaxPool2d(2)]
+    elif scale in (0.5, 0.25):
+        resample = [nn.MaxPool2d(round(1 / scale))]
     else:
-        raise ValueError(f'scales must be among 4, 2, 1 and 0.5, got {scale}')
+        raise ValueError(f'scales must be among 4, 2, 1, 0.5 and 0.25, got {scale}')
     return nn.Sequential(
         *resample,
         nn.Conv2d(channels, out_channels, 1, bias=False), ChannelLayerNorm(out_channels),

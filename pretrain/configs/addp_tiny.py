@@ -1,6 +1,6 @@
 """Tiny ADDP, the third of three commands (see tokenizer_tiny.py).
 
-Afterwards: ``python tools/convert_checkpoint.py work_dirs/addp_tiny/iter_300.pth work_dirs/addp_tiny/backbone.pth`` makes backbone weights.
+Afterwards: ``python tools/convert_checkpoint.py work_dirs/addp_tiny/iter_600.pth work_dirs/addp_tiny/backbone.pth`` makes backbone weights.
 """
 
 _base_ = ['_base_/tiny.py', '_base_/runtime.py']
@@ -12,7 +12,6 @@ model = dict(
         tokenizer=_base_.tokenizer, token_predictor=_base_.token_predictor),
     init_cfg=dict(tokenizer='work_dirs/tokenizer_tiny', token_predictor='work_dirs/token_predictor_tiny'))
 
-train_cfg = dict(max_iters=300)
 default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))
 log_processor = dict(window_size=20)

@@ -1,18 +1,17 @@
 """Tiny networks and schedule: the whole pipeline on a CPU in minutes, from any folder of images (all values ours).
 
-64 px images, 4 x 4 patches, 16 x 16 tokens of 512 codes: the published grid on small images. tools/convert_checkpoint.py resamples the
-patches to 16 x 16, so that the encoder sees at 256 px what it saw at 64.
+64 px images, 8 x 8 patches, 8 x 8 tokens of 256 codes: few enough that a transformer learns in minutes how they hang together.
 """
 
 img_size = 64
-patch_size = 4
+patch_size = 8
 tokenizer = dict(  # one width: where it changes, residual blocks have no identity path, and a short training learns no colours
-    base_channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=512, norm_groups=8)
+    base_channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=256, norm_groups=8)
 token_predictor = dict(arch='tiny', decoder_depth=2, decoder_num_heads=3)
-max_iters = 400
+max_iters = 600
 
 train_dataloader = dict(
-    batch_size=6,
+    batch_size=16,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='SeededInfiniteSampler'),
