@@ -49,7 +49,7 @@ test_evaluator = val_evaluator
 '''
 WITHOUT_MASKS = '''
 train_dataloader['dataset']['pipeline'] = [
-    dict(step, with_mask=False) if step['type'] == 'LoadAnnotations' else step
+    dict(step, with_mask=False) if 'with_mask' in step else step
     for step in _base_.train_dataloader.dataset.pipeline
 ]
 val_evaluator['metric'] = 'bbox'

@@ -11,8 +11,9 @@ num_channels = 64
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
-    backbone=dict(arch='tiny', img_size=image_size, window_size=7, drop_path_rate=0.0, init_cfg=None),
-    neck=dict(in_channels=192, out_channels=num_channels),
+    backbone=dict(arch='tiny', img_size=image_size, patch_size=8, pretrain_img_size=128, window_size=14, rel_pos=False, drop_path_rate=0.0,
+                  init_cfg=None),
+    neck=dict(in_channels=192, out_channels=num_channels, scales=(2, 1, 0.5, 0.25)),  # maps of strides 4 to 32, as with 16 px patches
     rpn_head=dict(in_channels=num_channels, feat_channels=num_channels, num_convs=1,
         anchor_generator=dict(scales=[4])),  # sides 16 to 256 px: small images have small objects
     roi_head=dict(
@@ -26,12 +27,8 @@ model = dict(
 train_pipeline = [
     dict(type='SeedAugmentation'),
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=(image_size, image_size), ratio_range=(0.8, 1.25), keep_ratio=True),
-    dict(type='RandomCrop', crop_type='absolute', crop_size=(image_size, image_size), recompute_bbox=True,
-         allow_negative_crop=True),
-    dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),
+    dict(type='LargeScaleJitter', scale=(image_size, image_size), ratio_range=(0.8, 1.25), crop_size=(image_size, image_size),
+         with_mask=True, min_box_px=1),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

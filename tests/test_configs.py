@@ -16,7 +16,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
@@ -262,8 +262,11 @@ def test_a_batch_without_objects_gives_every_parameter_a_gradient(leaf: str, tin
 
 def test_images_without_objects_after_the_crop_stay_in_the_batch() -> None:
     pipeline = _load('det_configs/addp_base_maskrcnn.py').train_pipeline
-    filters = [step for step in pipeline if step.type == 'FilterAnnotations']
-    assert filters == [dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False)]
+    assert [step.type for step in pipeline] == ['SeedAugmentation', 'LoadImageFromFile', 'LargeScaleJitter', 'PackDetInputs']
+    jitter = TRANSFORMS.build(pipeline[2])
+    image = np.zeros((48, 64, 3), np.uint8)
+    sample = jitter(dict(img=image, instances=[dict(bbox=[1, 1, 1.1, 1.1], bbox_label=0, ignore_flag=0, mask=[[0] * 6])]))
+    assert sample['gt_bboxes'].shape == (0, 4) and len(sample['gt_masks']) == len(sample['gt_ignore_flags']) == 0
 
 
 def test_detection_images_are_padded_to_a_square_of_1024_px() -> None:

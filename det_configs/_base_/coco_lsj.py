@@ -9,13 +9,9 @@ data_root = 'data/coco/'
 train_pipeline = [
     dict(type='SeedAugmentation'),  # the draws below follow from seed and stream position, so that a resumed run repeats them
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0), keep_ratio=True),  # LSJ (ViTDet)
-    dict(  # boxes are made anew from the cropped masks (ViTDet); the preprocessor pads to 1024
-        type='RandomCrop', crop_type='absolute', crop_size=(1024, 1024), recompute_bbox=True, allow_negative_crop=True),
-    # an image that lost all its objects stays, as a negative: no other has to be loaded in its place
-    dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False),
+    # ViTDet: flip, scale, crop; boxes are made anew from the cropped masks; the preprocessor pads to 1024. An image that lost all
+    # its objects stays, as a negative
+    dict(type='LargeScaleJitter', scale=(1024, 1024), ratio_range=(0.1, 2.0), crop_size=(1024, 1024), flip_prob=0.5, with_mask=True),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
