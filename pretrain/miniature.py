@@ -168,10 +168,10 @@ class Miniature:
         det, seg = configs / 'shapes_det.py', configs / 'shapes_seg.py'
         return [
             Stage('det_config', 8, ('tools/new_dataset.py', 'det', '--out', str(det), '--force', '--base',
-                                    'det_configs/addp_tiny_maskrcnn.py', *both,
+                                    'det_configs/addp_tiny_maskrcnn_128px.py', *both,
                                     *(f'--{split}-json={self.data}/instances_{split}.json' for split in ('train', 'val'))), (det,)),
             Stage('seg_config', 8, ('tools/new_dataset.py', 'seg', '--out', str(seg), '--force', '--base',
-                                    'seg_configs/addp_tiny_upernet.py', f'--classes={self.data}/classes.json', *both,
+                                    'seg_configs/addp_tiny_upernet_128px.py', f'--classes={self.data}/classes.json', *both,
                                     *(f'--{split}-masks={self.data}/annotations/{split}' for split in ('train', 'val'))), (seg,)),
         ]
 

@@ -13,12 +13,12 @@ crop_size = (224, 224)
 resized_to = (960, 360)  # longest and shortest side, in pixels, of a whole image; whichever is met first
 
 model = dict(
-    data_preprocessor=dict(size=crop_size, test_cfg=dict(_delete_=True, size_divisor=16)),
+    data_preprocessor=dict(size=crop_size, test_cfg=dict(size=crop_size)),
     backbone=dict(arch='tiny', img_size=224, patch_size=8, pretrain_img_size=128, window_size=0, rel_pos=False, drop_path_rate=0.0, init_cfg=None),
     neck=dict(embed_dim=width, rescales=[2, 1, 0.5, 0.25], norm_cfg=norm_cfg),
     decode_head=dict(in_channels=[width] * 4, channels=num_channels, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=width, channels=num_channels, norm_cfg=norm_cfg),
-    test_cfg=dict(_delete_=True, mode='whole'))
+    test_cfg=dict(crop_size=crop_size, stride=(149, 149)))
 
 train_pipeline = [
     dict(type='SeedAugmentation'),

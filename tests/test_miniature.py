@@ -11,7 +11,7 @@ from pretrain.miniature import GENERATION_ROWS, TRANSFER_ROWS, Miniature, Sizes,
 from pretrain.report import make_report
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = {'shapes_det.py': 'det_configs/addp_tiny_maskrcnn.py', 'shapes_seg.py': 'seg_configs/addp_tiny_upernet.py'}
+LEAVES = {'shapes_det.py': 'det_configs/addp_tiny_maskrcnn_128px.py', 'shapes_seg.py': 'seg_configs/addp_tiny_upernet_128px.py'}
 
 
 def make_miniature(tmp_path, seeds=(0,)):

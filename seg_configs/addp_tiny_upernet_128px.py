@@ -1,0 +1,35 @@
+"""Tiny UperNet for images of 128 px, of which it sees all at once: what ``tools/quickstart.py`` runs.
+
+Command: ``python tools/train.py seg_configs/addp_tiny_upernet_128px.py``. All values are ours; nothing is published.
+"""
+
+_base_ = './addp_tiny_upernet.py'
+
+crop_size = (128, 128)
+
+model = dict(
+    data_preprocessor=dict(size=crop_size, test_cfg=dict(size=crop_size)),
+    backbone=dict(img_size=128),
+    test_cfg=dict(crop_size=crop_size, stride=(85, 85)))
+
+train_pipeline = [
+    dict(type='SeedAugmentation'),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=crop_size, ratio_range=(1.0, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=crop_size, keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_iters=300, val_interval=300)
+auto_scale_lr = dict(base_batch_size=8)
