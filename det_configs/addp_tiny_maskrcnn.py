@@ -6,12 +6,13 @@ Command: ``python tools/train.py det_configs/addp_tiny_maskrcnn.py`` (no GPU nee
 
 _base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
 
-image_size = 480  # longer side, in pixels
+image_size = 480  # longer side of a whole image, in pixels
+crop_size = 256  # side of what training sees of it
 num_channels = 64
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
-    backbone=dict(arch='tiny', img_size=image_size, patch_size=8, pretrain_img_size=128, window_size=14, rel_pos=False, drop_path_rate=0.0,
+    backbone=dict(arch='tiny', img_size=image_size, patch_size=8, pretrain_img_size=128, window_size=16, rel_pos=False, drop_path_rate=0.0,
                   init_cfg=None),
     neck=dict(in_channels=192, out_channels=num_channels, scales=(2, 1, 0.5, 0.25)),  # maps of strides 4 to 32, as with 16 px patches
     rpn_head=dict(in_channels=num_channels, feat_channels=num_channels, num_convs=1,
@@ -27,7 +28,7 @@ model = dict(
 train_pipeline = [
     dict(type='SeedAugmentation'),
     dict(type='LoadImageFromFile'),
-    dict(type='LargeScaleJitter', scale=(image_size, image_size), ratio_range=(0.8, 1.25), crop_size=(image_size, image_size),
+    dict(type='LargeScaleJitter', scale=(image_size, image_size), ratio_range=(0.8, 1.25), crop_size=(crop_size, crop_size),
          with_mask=True, min_box_px=1),
     dict(type='PackDetInputs'),
 ]
@@ -37,18 +38,18 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=2000, val_interval=500)
+train_cfg = dict(max_iters=1200, val_interval=600)
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4, weight_decay=0.05),
+    optimizer=dict(lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(decay_rate=1.0),
     clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=100, eta_min=0.0),  # to the last iteration
 ]
-auto_scale_lr = dict(base_batch_size=2)
-default_hooks = dict(checkpoint=dict(interval=500), logger=dict(interval=20))
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(checkpoint=dict(interval=300), logger=dict(interval=20))

@@ -24,7 +24,7 @@ class Sizes:
     """How much of everything; the defaults take about 20 minutes on two cores.
 
     Attributes:
-        side_px: Side of the images; pre-training and classification see them at 64 px.
+        side_px: Side of the images; pre-training and classification see them smaller.
         plain: Images for pre-training.
         train_scenes: Images to train detection and segmentation with.
         val_scenes: Images to evaluate them with.
@@ -156,7 +156,7 @@ class Miniature:
             Stage('generate', 20, (
                 'tools/generate.py', 'pretrain/configs/addp_tiny.py', str(self.work / 'addp'), '--num-images', str(self.sizes.samples),
                 '--out', str(samples), '--steps-figure', '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',)),
-            Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '64')),
+            Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32')),
             Stage('fid_is', 15, ('tools/evaluate_generation.py', str(samples), str(reference), '--feature-extractor',
                                  'random-convolutions', '--metrics', 'fid', 'isc', '--allow-protocol-mismatch', '--out', str(result)),
                   (result,)),

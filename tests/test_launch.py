@@ -124,11 +124,12 @@ def test_training_then_testing_writes_metrics_and_overlays(task: str, metric: st
     config = request.getfixturevalue(f'tiny_{task}_config')
     # --auto-scale-lr: batch 1 of 2, so twice the iterations; --amp: bfloat16.
     run_tool('train', config, '--work-dir', tmp_path, '--amp', '--auto-scale-lr',
-             options=('train_dataloader.batch_size=1', 'train_cfg.max_iters=3'))
+             options=('train_dataloader.batch_size=1', 'train_cfg.max_iters=3', 'auto_scale_lr.base_batch_size=2'))
     trained = sorted(tmp_path.glob('iter_*.pth'), key=lambda path: path.stat().st_mtime_ns)[-1]
     assert trained.name == 'iter_6.pth'
     thresholds = ('model.test_cfg.rcnn.score_thr=0.0',) if task == 'det' else ()
-    run_tool('test', config, trained, '--work-dir', tmp_path, '--out', tmp_path / 'metrics.json', '--show-dir', tmp_path / 'overlays',
+    checkpoint = trained if task == 'det' else tmp_path  # a work dir stands for its latest checkpoint
+    run_tool('test', config, checkpoint, '--work-dir', tmp_path, '--out', tmp_path / 'metrics.json', '--show-dir', tmp_path / 'overlays',
              options=thresholds)
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     assert 0 <= metrics[metric] <= 100
@@ -139,6 +140,12 @@ def test_testing_refuses_weights_of_another_model(tiny_seg_config: Path, tmp_pat
     torch.save(dict(state_dict={'backbone.pos_embed': torch.zeros(1)}), tmp_path / 'other.pth')
     with pytest.raises(ValueError, match=r'does not fit the model.*Missing:.*backbone\.pos_embed \(1,\) instead of'):
         run_tool('test', tiny_seg_config, tmp_path / 'other.pth', '--work-dir', tmp_path)
+
+
+def test_testing_asks_for_a_checkpoint_that_is_there(tiny_seg_config: Path, tmp_path: Path) -> None:
+    for missing in (tmp_path, tmp_path / 'iter_9.pth'):
+        with pytest.raises(LaunchError, match=r'does not exist; training writes'):
+            load_tool('test').main([str(tiny_seg_config), str(missing)])
 
 
 def test_metrics_go_into_json_files_only(tiny_seg_config: Path, tmp_path: Path) -> None:

@@ -91,3 +91,11 @@ def test_what_cannot_be_the_validation_set_is_refused(source, tmp_path):
     Image.new('RGB', (9, 9)).save(source / 'n02' / 'a.png')
     with pytest.raises(ValueError, match=r'several pictures of one name \(a\)'):
         prepare_reference_set(source, tmp_path / 'other')
+
+
+def test_another_size_is_possible_and_said_to_be_outside_the_protocol(source, tmp_path, capsys):
+    assert MAIN([str(source), str(tmp_path / 'out'), '--workers', '1', '--size', '32']) == 0
+    with Image.open(tmp_path / 'out/a.png') as got:
+        assert got.size == (32, 32)
+    assert json.loads((tmp_path / 'out/manifest.json').read_text())['size'] == '32x32'
+    assert 'published protocol' in capsys.readouterr().out

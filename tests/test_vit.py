@@ -290,3 +290,8 @@ def test_the_pyramid_refuses_wrong_options(options, message):
 def test_the_pyramid_returns_the_scales_asked_for():
     shapes = [tuple(level.shape[-2:]) for level in SimpleFeaturePyramid(32, 16, num_outs=6)((torch.randn(1, 32, 8, 12),))]
     assert shapes == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+
+
+def test_the_pyramid_serves_backbones_with_smaller_patches():
+    levels = SimpleFeaturePyramid(32, 16, scales=(2, 1, 0.5, 0.25), num_outs=4)((torch.randn(1, 32, 8, 12),))
+    assert [tuple(level.shape[-2:]) for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3)]

@@ -9,18 +9,17 @@ Each finds its predecessor's latest checkpoint in ``work_dirs/``.
 
 _base_ = ['_base_/tiny.py', '_base_/runtime.py']
 
-max_iters = 900
+max_iters = 600
 
 model = dict(
     type='TokenizerTraining', tokenizer=_base_.tokenizer, objective=dict(quantize_from_iters=100), init_cfg=dict(tokenizer=None))
 
-train_dataloader = dict(batch_size=8)
 train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0), clip_grad=dict(max_norm=1.0))
 custom_hooks = [
     dict(type='SeedEachIteration'),
     dict(type='StopOnBadLoss'),
-    dict(type='ReviveCodesHook', interval=10, stop_after_iters=700),
+    dict(type='ReviveCodesHook', interval=10, stop_after_iters=450),
 ]
 default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))

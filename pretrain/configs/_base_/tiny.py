@@ -1,17 +1,18 @@
 """Tiny networks and schedule: the whole pipeline on a CPU in minutes, from any folder of images (all values ours).
 
-64 px images, 8 x 8 patches, 8 x 8 tokens of 256 codes: few enough that a transformer learns in minutes how they hang together.
+32 px images, 4 x 4 patches, 8 x 8 tokens of 256 codes: few enough that all three networks learn something in minutes.
+tools/convert_checkpoint.py resamples the patches, so that a backbone sees at a larger size what the encoder saw at this one.
 """
 
-img_size = 64
-patch_size = 8
+img_size = 32
+patch_size = 4
 tokenizer = dict(  # one width: where it changes, residual blocks have no identity path, and a short training learns no colours
-    base_channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=256, norm_groups=8)
+    base_channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=256, norm_groups=8)
 token_predictor = dict(arch='tiny', decoder_depth=2, decoder_num_heads=3)
 max_iters = 600
 
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=32,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='SeededInfiniteSampler'),
