@@ -1,7 +1,8 @@
-"""COCO evaluation through faster-coco-eval gives pycocotools' numbers."""
+"""Our COCO evaluation gives pycocotools' numbers."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,22 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.config import Config
 from pycocotools import mask as mask_codec
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-import addp_backbone  # noqa: F401  (mmcv's ops)
+from addp_backbone.coco_metric import CocoEvaluation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEIGHT_PX, WIDTH_PX = 240, 320
 CLASSES = ('disc', 'box', 'wedge')
 NUM_IMAGES = 12
 CATEGORY_IDS = (3, 7, 11)  # not 0..2, as in COCO
+QUICK = 'addp_backbone.coco_metric.QuickCocoMetric'
 
 
 def test_the_detection_configs_evaluate_with_the_fast_metric() -> None:
     config = Config.fromfile(REPOSITORY / 'det_configs' / 'addp_base_maskrcnn.py')
-    assert config.val_evaluator.type == config.test_evaluator.type == 'FasterCocoMetric'
+    assert config.val_evaluator.type == config.test_evaluator.type == QUICK
 
 
 @pytest.mark.parametrize('seed', [0, 1])
@@ -33,7 +37,7 @@ def test_fast_metric_equals_pycocotools_on_random_boxes_and_masks_with_crowds_an
     rng = np.random.default_rng(seed)
     annotations = _write_ground_truth(tmp_path / 'gt.json', rng)
     samples = [_random_detections(rng, image_id, annotations) for image_id in range(1, NUM_IMAGES + 1)]
-    slow, fast = (_evaluate(kind, tmp_path / 'gt.json', samples) for kind in ('CocoMetric', 'FasterCocoMetric'))
+    slow, fast = (_evaluate(kind, tmp_path / 'gt.json', samples) for kind in ('CocoMetric', QUICK))
     assert slow == fast
     for kind in ('bbox', 'segm'):
         for size in ('', '_50', '_75', '_s', '_m', '_l'):
@@ -45,11 +49,54 @@ def test_fast_metric_equals_pycocotools_when_nothing_is_detected(tmp_path: Path)
     rng = np.random.default_rng(0)
     annotations = _write_ground_truth(tmp_path / 'gt.json', rng)
     samples = [_random_detections(rng, image_id, annotations, share_found=0.0, num_wrong=0) for image_id in (1, 2, 3)]
-    assert _evaluate('CocoMetric', tmp_path / 'gt.json', samples) == _evaluate('FasterCocoMetric', tmp_path / 'gt.json', samples)
+    assert _evaluate('CocoMetric', tmp_path / 'gt.json', samples) == _evaluate(QUICK, tmp_path / 'gt.json', samples)
 
 
-def _evaluate(kind: str, ann_file: Path, samples: list[dict[str, Any]]) -> dict[str, float]:
-    metric: CocoMetric = METRICS.build(dict(type=kind, ann_file=str(ann_file), metric=['bbox', 'segm'], classwise=True))
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_the_twelve_numbers_are_pycocotools_numbers_to_the_last_digits(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(2)
+    annotations = _write_ground_truth(tmp_path / 'gt.json', rng)
+    truth = COCO(str(tmp_path / 'gt.json'))
+    metric = METRICS.build(dict(type=QUICK, ann_file=str(tmp_path / 'gt.json'), metric=kind))
+    metric.cat_ids = list(CATEGORY_IDS)
+    metric.process({}, [_random_detections(rng, image_id, annotations) for image_id in range(1, NUM_IMAGES + 1)])
+    detections = [detection for _, prediction in metric.results for detection in metric._detections(prediction, kind)]
+    ours = CocoEvaluation(truth, copy.deepcopy(detections), kind)
+    theirs = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), kind)
+    for evaluation in (ours, theirs):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    np.testing.assert_allclose(ours.stats[:12], theirs.stats, rtol=0, atol=1e-12)
+    assert (theirs.stats > 0).all()
+
+
+def test_detections_of_an_unknown_image_are_refused(tmp_path: Path) -> None:
+    _write_ground_truth(tmp_path / 'gt.json', np.random.default_rng(0))
+    found = [dict(image_id=99, category_id=3, score=0.5, bbox=[0.0, 0.0, 5.0, 5.0])]
+    with pytest.raises(ValueError, match=r'does not have, such as \[99\]'):
+        CocoEvaluation(COCO(str(tmp_path / 'gt.json')), found, 'bbox').run()
+
+
+def test_matching_across_classes_is_refused(tmp_path: Path) -> None:
+    _write_ground_truth(tmp_path / 'gt.json', np.random.default_rng(0))
+    evaluation = CocoEvaluation(COCO(str(tmp_path / 'gt.json')), [], 'bbox')
+    evaluation.params.useCats = 0
+    with pytest.raises(ValueError, match='useCats is 0'):
+        evaluation.run()
+
+
+def test_results_that_shall_be_written_are_written_with_the_same_figures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    annotations = _write_ground_truth(tmp_path / 'gt.json', rng)
+    samples = [_random_detections(rng, image_id, annotations) for image_id in (1, 2, 3)]
+    written = _evaluate(QUICK, tmp_path / 'gt.json', samples, outfile_prefix=str(tmp_path / 'found'))
+    assert written == _evaluate(QUICK, tmp_path / 'gt.json', samples)
+    assert json.loads((tmp_path / 'found.segm.json').read_text())
+
+
+def _evaluate(kind: str, ann_file: Path, samples: list[dict[str, Any]], **options: Any) -> dict[str, float]:
+    metric: CocoMetric = METRICS.build(dict(type=kind, ann_file=str(ann_file), metric=['bbox', 'segm'], classwise=True, **options))
     metric.dataset_meta = dict(classes=CLASSES)
     metric.process({}, samples)
     return metric.evaluate(size=len(samples))

@@ -48,6 +48,6 @@ val_dataloader = dict(
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-val_evaluator = dict(  # faster-coco-eval: pycocotools' numbers, quicker
-    type='FasterCocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm'])
+val_evaluator = dict(  # pycocotools' numbers, quicker
+    type='addp_backbone.coco_metric.QuickCocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
