@@ -54,7 +54,7 @@ def load_generator(cfg: Config, checkpoint: str | Path, ema: bool | None = None,
             model.load_state_dict(own)
             has_tokenizer = False
         else:
-            has_tokenizer = tokenizer is None and _holds_tokenizer(contents)
+            has_tokenizer = tokenizer is None and holds_tokenizer(contents)
             load_published_addp(model, contents, needed=('tokenizer',) if has_tokenizer else ())
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f'{path} does not fit the model of {cfg.filename}: {error}') from error
@@ -117,6 +117,7 @@ def _own_tensors(contents: Mapping[str, Any], ema: bool | None, path: Path) -> d
     return own
 
 
-def _holds_tokenizer(contents: Mapping[str, Any]) -> bool:
+def holds_tokenizer(contents: Mapping[str, Any]) -> bool:
+    """Whether a released file's contents hold the tokenizer beside ADDP."""
     tensors = contents.get('model', contents)
     return any('vqgan.' in name for name in tensors)

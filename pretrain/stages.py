@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ def run_stages(stages: Sequence[Stage], work_dir: Path, root: Path) -> None:
     Raises:
         StageError: If a command fails, or leaves out one of its outputs.
     """
-    with _alone(work_dir) as lock:
+    with alone(work_dir) as lock:
         speed = 1.0  # measured seconds by estimated seconds, of what ran so far
         measured = estimated = 0.0
         for i, stage in enumerate(stages):
@@ -92,7 +92,7 @@ def _run(stage: Stage, work_dir: Path, root: Path, lock: int, label: str, expect
     log = work_dir / 'logs' / f'{stage.name}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with log.open('ab') as file, _child([sys.executable, *stage.command], root, file, lock) as process:
+    with log.open('ab') as file, child_process([sys.executable, *stage.command], root, file, lock) as process:
         line = _ProgressLine(label)
         while process.poll() is None:
             elapsed = time.monotonic() - started
@@ -150,7 +150,7 @@ def read_counts(log: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _alone(work_dir: Path) -> Iterator[int]:
+def alone(work_dir: Path) -> Iterator[int]:
     """Holds the work dir for this process and for those that get the lock's file descriptor."""
     work_dir.mkdir(parents=True, exist_ok=True)
     with (work_dir / '.lock').open('w') as file:
@@ -163,10 +163,11 @@ def _alone(work_dir: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _child(command: Sequence[str], root: Path, log: IO[bytes], lock: int) -> Iterator[subprocess.Popen]:
+def child_process(command: Sequence[str], root: Path, log: IO[bytes], lock: int,
+                  environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
     """A process that ends with us where the system can do that, and that never outlives an exception here."""
-    process = subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=(lock,),
-                               preexec_fn=_die_with_parent if sys.platform == 'linux' else None)
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                               pass_fds=(lock,), preexec_fn=_die_with_parent if sys.platform == 'linux' else None)
     try:
         yield process
     finally:

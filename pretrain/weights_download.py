@@ -143,11 +143,11 @@ def find_on_hub(published: PublishedFile) -> Remote:
     """
     hub = _import('huggingface_hub')
     # The bases: of the HTTP library that this version is built on.
-    failures: tuple[type[Exception], ...] = importlib.import_module('huggingface_hub.errors').HfHubHTTPError.__bases__
+    failures: tuple[type[Exception], ...] = (OSError, *importlib.import_module('huggingface_hub.errors').HfHubHTTPError.__bases__)
     endpoint = os.environ.get('HF_ENDPOINT')
     try:
         info = hub.HfApi(endpoint).model_info(published.hub_repo, files_metadata=True, timeout=30)
-    except (OSError, *failures) as error:
+    except failures as error:
         raise DownloadError(f'{published.hub_repo} cannot be looked up on Hugging Face: {error}') from error
     for file in info.siblings or []:
         if Path(file.rfilename).name == published.path.name:
@@ -169,11 +169,11 @@ def instructions(names: Collection[str], root: Path = Path()) -> str:
 def _fetch_from_drive(drive_id: str, part: Path, quiet: bool) -> None:
     """Fetches from Google Drive, whose large files lie behind a page that gdown knows; gdown goes on with its own partial files."""
     gdown = _import('gdown')
-    failures: list[type[Exception]] = [
-        kind for kind in vars(gdown.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    own = [kind for kind in vars(gdown.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    failures: tuple[type[Exception], ...] = (OSError, *own)
     try:
         fetched = gdown.download(id=drive_id, output=str(part), quiet=quiet, resume=True, use_cookies=False)
-    except (OSError, *failures) as error:
+    except failures as error:
         raise DownloadError(f'Google Drive, file id {drive_id}: {error}') from error
     if fetched is None:  # how older versions fail
         raise DownloadError(f'Google Drive, file id {drive_id}: gdown could not fetch it')
