@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addp_backbone.positions import relative_positions
+from addp_backbone.relative_attention import relative_attention
 from addp_backbone.windows import merge_windows, pad_to_windows, partition_windows
 
 NORM_EPS = 1e-6
@@ -69,9 +70,9 @@ class ChannelLayerNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, optionally within windows and with decomposed relative positions.
 
-    Relative positions add ``q . R_h[row offset] + q . R_w[column offset]`` to each logit (ViTDet, MViTv2). That sum is
-    computed by fused attention: the two terms become extra columns of the queries, which the keys pick with one-hot
-    columns, so that no N x N tensor is made.
+    Relative positions add ``q . R_h[row offset] + q . R_w[column offset]`` to each logit (ViTDet, MViTv2), without ever making
+    an N x N tensor. On a CPU :func:`addp_backbone.relative_attention.relative_attention` does it in blocks. Elsewhere, and with
+    dropout, fused attention does: the two terms become extra columns of the queries, which the keys pick with one-hot columns.
 
     Args:
         width: Channels of a token.
@@ -108,12 +109,24 @@ class Attention(nn.Module):
         Returns:
             (B, N, C).
         """
-        if self.window_size == 0:
+        if self.rel_pos_h is not None and x.device.type == 'cpu' and not (self.training and self.dropout):
+            out = self._attend_in_blocks(x, grid)
+        elif self.window_size == 0:
             out = self._attend(self.qkv(x), grid)
         else:
             assert grid is not None, 'window attention needs the grid'
             out = self._attend_in_windows(x, grid)
         return self.proj_drop(self.proj(out))
+
+    def _attend_in_blocks(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """(B, N, C) -> (B, N, C), windows or the whole map. A place of padding has zeros, hence the bias, as queries, keys and values."""
+        assert grid is not None and self.rel_pos_h is not None and self.rel_pos_w is not None, 'relative positions need the grid'
+        B, N, C = x.shape
+        heads = self.num_heads, C // self.num_heads
+        row_table, col_table = (relative_positions(table, self.window_size or length) for table, length in
+                                zip((self.rel_pos_h, self.rel_pos_w), grid, strict=True))
+        qkv = self.qkv(x).view(B, *grid, 3, *heads)
+        return relative_attention(qkv, self.qkv.bias.view(3, *heads), row_table, col_table, self.window_size).view(B, N, C)
 
     def _attend_in_windows(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C). ViTDet pads *before* the qkv layer: padding is zeros before its bias is added."""

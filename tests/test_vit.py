@@ -9,10 +9,13 @@ import torch
 from mmengine.registry import MODELS
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from addp_backbone import ADDPViT, SimpleFeaturePyramid
 from addp_backbone.arch import get_arch
 from addp_backbone.checkpoint import CheckpointError, convert_state_dict, write_atomically
+from addp_backbone.layers import Attention
 from addp_backbone.positions import relative_positions
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -134,6 +137,45 @@ def test_attention_equals_a_loop_over_pairs_of_places():
             out[i, head] = logits.softmax(0) @ v[:, head]
     wanted = attention.proj(out.reshape(1, num_tokens, 32))
     torch.testing.assert_close(attention(x, grid), wanted)
+
+
+@pytest.mark.parametrize('window_size, grid', [(0, (5, 7)), (4, (10, 7)), (4, (3, 8)), (8, (5, 5))])
+def test_attention_in_blocks_equals_fused_attention_in_values_and_gradients(window_size, grid, monkeypatch):
+    monkeypatch.setattr('addp_backbone.relative_attention._FORWARD_BLOCK', 2000)  # several blocks in each pass
+    monkeypatch.setattr('addp_backbone.relative_attention._BACKWARD_BLOCK', {8: 2000})
+    torch.manual_seed(0)
+    attention = Attention(48, 3, window_size=window_size, rel_pos_size=window_size or 6).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+
+    def fused(x, grid):
+        merged = attention._attend_in_windows(x, grid) if window_size else attention._attend(attention.qkv(x), grid)
+        return attention.proj(merged)
+
+    x = torch.randn(2, grid[0] * grid[1], 48, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(x.shape, dtype=torch.double)
+    results = []
+    for attend in (attention, fused):
+        out = attend(x, grid)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), [x, *attention.parameters()])])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_no_tensor_of_pairs_of_places_is_made_at_1024_px():
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor))])
+            return out
+
+    vit = small_vit(arch=dict(width=8, depth=1, num_heads=1), window_size=0)
+    with Watch():
+        vit(torch.randn(1, 3, 1024, 1024))[0].square().mean().backward()
+    assert 64**2 * 64 <= largest < 64**4 / 2
 
 
 def test_relative_positions_look_up_offsets_and_interpolate_other_sizes():
