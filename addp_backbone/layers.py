@@ -12,6 +12,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from addp_backbone.dropout import Dropout, dropout
 from addp_backbone.positions import relative_positions
 from addp_backbone.relative_attention import relative_attention
 from addp_backbone.windows import merge_windows, pad_to_windows, partition_windows
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.proj_drop = nn.Dropout(dropout)
+        self.proj_drop = Dropout(dropout)
         self.rel_pos_h: nn.Parameter | None = None
         self.rel_pos_w: nn.Parameter | None = None
         if rel_pos_size is not None:
@@ -151,8 +152,11 @@ class Attention(nn.Module):
             assert grid is not None, 'relative positions need the grid'
             q, k, v = self._append_relative_positions(q * scale, k, v, q, grid)
             scale = 1.0
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+        p = self.dropout if self.training else 0.0
+        if p and q.device.type == 'cpu':  # where fused attention would keep all weights too, in float32, and draw the mask slowly
+            out = dropout((q * scale @ k.transpose(-2, -1)).softmax(-1), p) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=scale)
         return out[..., :D].transpose(1, 2).reshape(B, N, C3 // 3)
 
     def _append_relative_positions(self, q_scaled: Tensor, k: Tensor, v: Tensor, q: Tensor,
@@ -195,7 +199,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, num_heads, dropout, window_size, rel_pos_size)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, hidden_features=4 * width, drop=dropout)
+        self.mlp = Mlp(width, hidden_features=4 * width)
+        self.mlp.drop1, self.mlp.drop2 = Dropout(dropout), Dropout(dropout)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
