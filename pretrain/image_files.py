@@ -19,6 +19,7 @@ CAPTION_PX = 16
 PAPER = (255, 255, 255)
 INK = (0, 0, 0)
 MASK_GREY = 0.5
+READABLE_PX = 96  # captions need this width
 
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
@@ -54,6 +55,12 @@ def write_png(picture: Image.Image, path: Path) -> None:
     replace_file(path, buffer.getvalue())
 
 
+def enlarge(picture: Image.Image, width_px: int = READABLE_PX) -> Image.Image:
+    """Repeats pixels, a whole number of times, until a picture is at least so wide; a wide one stays as it is."""
+    factor = max(1, math.ceil(width_px / picture.width))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None,
                   captions: Sequence[str] | None = None) -> Image.Image:
     """Lays pictures of one size out in rows.
@@ -61,7 +68,7 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None,
     Args:
         pictures: At least one.
         columns: Pictures in a row; about as many as rows if None.
-        captions: A line above each picture; none if None.
+        captions: A line above each picture, which is enlarged to be as wide as a caption; none if None.
 
     Raises:
         ValueError: If there is no picture, or another number of captions.
@@ -69,6 +76,7 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None,
     if not pictures or (captions is not None and len(captions) != len(pictures)):
         raise ValueError(f'a sheet needs a picture and one caption for each, got {len(pictures)} pictures and '
                          f'{"no" if captions is None else len(captions)} captions')
+    pictures = [enlarge(picture) for picture in pictures] if captions else pictures
     columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = math.ceil(len(pictures) / columns)
     width, height = pictures[0].size

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from addp_backbone.files import replace_file
 from addp_backbone.resume import SampleIndex
+from pretrain.image_files import enlarge, to_pictures
 
 _TITLE_PX = 16
 _GAP_PX = 4
@@ -76,18 +77,19 @@ def compose(columns: Mapping[str, Tensor]) -> Image.Image:
         columns: Title -> (N, 3, H, W), clamped to [0, 1] here; the same shape for all.
 
     Returns:
-        An RGB picture.
+        An RGB picture; small images are enlarged to the width of a title.
     """
-    count, _, height, width = next(iter(columns.values())).shape
-    canvas = Image.new('RGB', (len(columns) * (width + _GAP_PX) - _GAP_PX, _TITLE_PX + count * (height + _GAP_PX) - _GAP_PX),
+    rows = {title: [enlarge(picture) for picture in to_pictures(images)] for title, images in columns.items()}
+    pictures = next(iter(rows.values()))
+    width, height = pictures[0].size
+    canvas = Image.new('RGB', (len(rows) * (width + _GAP_PX) - _GAP_PX, _TITLE_PX + len(pictures) * (height + _GAP_PX) - _GAP_PX),
                        (_WHITE,) * 3)
     pen = ImageDraw.Draw(canvas)
-    for i, (title, images) in enumerate(columns.items()):
+    for i, (title, column) in enumerate(rows.items()):
         left = i * (width + _GAP_PX)
         pen.text((left + 2, 2), title, fill=(0, 0, 0))
-        pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        for j, image in enumerate(pixels):
-            canvas.paste(Image.fromarray(image), (left, _TITLE_PX + j * (height + _GAP_PX)))
+        for j, picture in enumerate(column):
+            canvas.paste(picture, (left, _TITLE_PX + j * (height + _GAP_PX)))
     return canvas
 
 

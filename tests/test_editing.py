@@ -103,7 +103,7 @@ def test_variations_mask_their_ratio_each_in_its_own_places(files, picture):
     done = edit(files.model, picture, 0.6, 3, 0, FEW_STEPS)
     assert done.mask.sum(1).tolist() == [10] * 3  # ceil(0.6 * 16)
     assert len({tuple(row) for row in done.mask.tolist()}) == 3
-    assert edit_figure(done).size == (3 * (IMG_SIZE + 4) - 4, 3 * (IMG_SIZE + 20) - 4)
+    assert edit_figure(done).size == (3 * (96 + 4) - 4, 3 * (96 + 20) - 4)  # enlarged from 32 px, for the captions
 
 
 def test_an_empty_mask_gives_the_reconstruction_and_pasting_the_picture_itself(files, picture):

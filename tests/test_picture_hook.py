@@ -54,9 +54,9 @@ def test_a_picture_has_the_columns_beside_each_other_with_clamped_pixels():
     red = torch.zeros(2, 3, 32, 32)
     red[:, 0] = 2.0
     picture = compose({'a': torch.zeros(2, 3, 32, 32), 'b': red})
-    assert picture.size == (2 * 32 + 4, 16 + 2 * 32 + 4)
+    assert picture.size == (2 * 96 + 4, 16 + 2 * 96 + 4)  # each enlarged threefold, so that titles can be read
     pixels = np.asarray(picture)
-    assert (pixels[16:48, :32] == 0).all() and (pixels[52:84, 36:] == (255, 0, 0)).all() and (pixels[48:52] == 255).all()
+    assert (pixels[16:112, :96] == 0).all() and (pixels[116:212, 100:] == (255, 0, 0)).all() and (pixels[112:116] == 255).all()
 
 
 @pytest.fixture(scope='module')
