@@ -27,7 +27,7 @@ import torch
 Call = Callable[[], Sequence[float]]
 Side = Callable[[], Call]  # makes networks and inputs, returns what is timed, whose result says what was computed
 
-_PRELOADED = ['torch', 'transformers', 'addp_backbone', 'pretrain']  # imported once, in the process that the sides are forked from
+_PRELOADED = ['torch', 'addp_backbone', 'pretrain', 'transformers.models.vitdet.modeling_vitdet']  # imported once, in the process that the sides are forked from
 _GB = 1e9
 
 
