@@ -5,10 +5,14 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := addp_backbone pretrain tools tests det_configs seg_configs setup.py
 
-.PHONY: quickstart test setup check lint types format doctor clean-quickstart
+.PHONY: quickstart miniature test setup check lint types format doctor clean-quickstart
 
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
+
+# The same table for three seeds, twice as long.
+miniature: $(INSTALLED)
+	$(PYTHON) tools/quickstart.py --seeds 0 1 2 --scale 2 --work-dir work_dirs/miniature
 
 # Two workers with one thread each: the tests are many and small.
 test: $(INSTALLED)
