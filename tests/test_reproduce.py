@@ -106,10 +106,11 @@ def finish(stage: Stage, metrics: Any) -> None:
     (stage.folder / FINISHED_FILE).write_text('{}')
 
 
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize(('model', 'num_gpus'), [('base', 4), ('large', 16)])
 def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
-        model: str, tools: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert REPRODUCE.main(['--model', model, '--rows', ALL_ROWS, '--gpus', '4', '--work-dir', str(tmp_path), '--dry-run']) == 0
+        model: str, num_gpus: int, tools: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    assert REPRODUCE.main(['--model', model, '--rows', ALL_ROWS, '--gpus', str(num_gpus), '--work-dir', str(tmp_path), '--dry-run']) == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line and not line.startswith('#')]
     assert len(commands) == 13 and list(tmp_path.iterdir()) == []
     configs: dict[tuple[str, str], Config] = {}
@@ -122,8 +123,10 @@ def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
         cfg = configs['train', Path(training.config).stem]
         accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
         assert cfg.model.backbone.arch == model and cfg.model.backbone.init_cfg.checkpoint.endswith('/weights.pth'), task
-        assert cfg.train_dataloader.batch_size * 4 * accumulation == training.global_batch
-        assert configs['test', Path(training.config).stem].model == cfg.model
+        assert cfg.train_dataloader.batch_size * num_gpus * accumulation == training.global_batch
+        tested = configs['test', Path(training.config).stem]
+        assert tested.model.backbone.init_cfg is None, 'what is tested comes from training alone'
+        assert tested.test_dataloader == cfg.test_dataloader
     assert configs['generate', Path(recipe.generator).stem].model.network.arch == model
 
 
@@ -140,6 +143,8 @@ def test_slurm_jobs_wait_for_what_they_need_and_run_the_same_commands(
         command = shlex.split(next(line for line in body.splitlines() if line.startswith('srun')))
         assert getattr(accept(tools, command, monkeypatch), 'launcher', None) in (None, 'slurm')
         assert ('--launcher' in command) == (stage.num_processes == 16)
+        read = {str(other.folder) for other in plan.stages if other is not stage and str(other.folder) in body}
+        assert read == {str(need.folder) for need in stage.needs}, 'it waits for exactly what it reads'
     assert '--dependency=afterany:' in jobs[-1][1] and jobs[-1][1].count('$job_') == len(plan.stages)
     with pytest.raises(RequestError, match='multiple of --gpus-per-node'):
         submit_script(plan, 'python', [], gpus_per_node=10)
@@ -176,20 +181,22 @@ def test_a_tiny_run_fills_the_table_from_its_evaluations_file_and_is_not_repeate
     assert f'{entry["value"]:.2f}' in capsys.readouterr().out
     assert (tmp_path / 'tiny/results.md').read_text().count('not run') == 0
     assert run_plan(plan, quiet, must_not_run) == []
-    other = make_plan(settings_of(tmp_path, *words, '--gpus', '2'))
-    assert not any(stage.finished for stage in other.stages), 'another command is another stage'
+    for change in (['--gpus', '2'], ['--cfg-options', 'top1:optim_wrapper.optimizer.lr=1.0']):
+        other = make_plan(settings_of(tmp_path, *words, *change))
+        assert not any(stage.finished for stage in other.stages), 'another command is another stage'
     assert all(stage.finished for stage in plan.stages), 'and the former one keeps its results'
 
 
-@pytest.mark.parametrize('metrics', ['{"coco/bbox_mAP": 0.5', '{}', '{"coco/bbox_mAP": null}', '{"coco/bbox_mAP": NaN}', '', '[0.5]'],
-                         ids=['partial', 'no key', 'null', 'nan', 'empty', 'list'])
-def test_a_file_without_the_value_leaves_the_row_not_run_and_says_why(tmp_path: Path, metrics: str) -> None:
+@pytest.mark.parametrize(('metrics', 'status'), [
+    ('{"coco/bbox_mAP": 0.5', 'not run'), ('', 'not run'), ('{}', 'no value'), ('{"coco/bbox_mAP": null}', 'no value'),
+    ('{"coco/bbox_mAP": NaN}', 'no value'), ('[0.5]', 'no value')], ids=['partial', 'empty', 'no key', 'null', 'nan', 'list'])
+def test_a_file_without_the_value_leaves_the_row_empty_and_says_why(tmp_path: Path, metrics: str, status: str) -> None:
     settings = settings_of(tmp_path, '--rows', 'ap')
     plan = make_plan(settings)
     finish(plan.stages[-1], metrics)
     entry, = collect(plan, settings)
-    assert entry.value is None and entry.difference is None and entry.status.startswith('not run: ')
-    assert METRICS_FILE in entry.status and 'not run' in describe([entry], settings)
+    assert entry.value is None and entry.difference is None and entry.status.startswith(f'{status}: ')
+    assert METRICS_FILE in entry.status and f'| {status} | 51.70 | - |' in describe([entry], settings)
 
 
 def test_a_file_of_an_evaluation_that_did_not_finish_is_not_read(tmp_path: Path) -> None:

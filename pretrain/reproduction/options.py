@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tokenizer', type=Path, metavar='CKPT', help="for generation (default: the checkpoint's own, else the released one)")
     parser.add_argument('--inception-weights', type=Path, metavar='W.pth', help='default: looked for in exp/pretrained_model')
     parser.add_argument('--num-images', type=int, metavar='N', help="to generate (default: the protocol's)")
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='ROW:K=V', help="changes a row's recipe; the table says so")
+    parser.add_argument('--cfg-options', nargs='+', action='extend', default=[], metavar='ROW:K=V', help="changes a row's recipe; the table says so")
     parser.add_argument('--allow-protocol-mismatch', action='store_true', help='go on with other data; the table says so')
 
 

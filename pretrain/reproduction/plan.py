@@ -18,6 +18,7 @@ from pretrain.reproduction.recipes import FREE, REPOSITORY, Cost
 HERE = '{here}'  # the stage's own folder, in its command
 FINISHED_FILE = 'finished.json'
 METRICS_FILE = 'metrics.json'
+CPUS_PER_TASK = 8  # under Slurm: the workers that read data
 _DIGITS = 10
 _DISTRIBUTED = {'train': 'dist_train.sh', 'test': 'dist_test.sh', 'generate': 'dist_generate.sh'}
 
@@ -66,7 +67,8 @@ class Stage:
     def slurm_command(self, python: str) -> list[str]:
         """For a job script, whose tasks are the processes."""
         launcher = ['--launcher', 'slurm'] if self.num_processes > 1 else []
-        return ['srun', '--kill-on-bad-exit=1', python, '-u', f'tools/{self.tool}.py', *self.positional, *launcher, *self.options]
+        return ['srun', f'--cpus-per-task={CPUS_PER_TASK}', '--kill-on-bad-exit=1', python, '-u', f'tools/{self.tool}.py',
+                *self.positional, *launcher, *self.options]
 
 
 @dataclass

@@ -16,27 +16,27 @@ class Row:
     """A row.
 
     Attributes:
-        title: What it is called in a table.
+        title: The measure.
         task: What has to be run for it.
         key: Names that lead to the value in the file that the evaluation wrote.
         factor: Times this, the value is in the unit of the table.
-        lower_is_better: For the reader of a difference.
+        data: Of which data set, where the paper's data are used and the measure does not say it.
     """
 
     title: str
     task: str
     key: tuple[str, ...]
     factor: float = 1.0
-    lower_is_better: bool = False
+    data: str = ''
 
 
 ROWS = {
-    'fid': Row('FID', GENERATION, ('metrics', 'frechet_inception_distance'), lower_is_better=True),
+    'fid': Row('FID', GENERATION, ('metrics', 'frechet_inception_distance')),
     'is': Row('IS', GENERATION, ('metrics', 'inception_score_mean')),
-    'top1': Row('ImageNet top-1', FINE_TUNING, ('accuracy/top1',)),
-    'linear': Row('ImageNet top-1, linear probe', LINEAR, ('accuracy/top1',)),
-    'ap': Row('COCO AP box', DETECTION, ('coco/bbox_mAP',), factor=100),
-    'miou': Row('ADE20K mIoU', SEGMENTATION, ('mIoU',)),
+    'top1': Row('top-1', FINE_TUNING, ('accuracy/top1',), data='ImageNet'),
+    'linear': Row('top-1, linear probe', LINEAR, ('accuracy/top1',), data='ImageNet'),
+    'ap': Row('AP box', DETECTION, ('coco/bbox_mAP',), factor=100, data='COCO'),
+    'miou': Row('mIoU', SEGMENTATION, ('mIoU',), data='ADE20K'),
 }
 PAPER_ROWS = ('fid', 'is', 'top1', 'ap', 'miou')  # the linear probe has no published value that we know of
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.reproduction.local_run import describe_cost, finished_mark
-from pretrain.reproduction.plan import FINISHED_FILE, Plan, Stage
+from pretrain.reproduction.plan import CPUS_PER_TASK, FINISHED_FILE, Plan, Stage
 from pretrain.reproduction.recipes import REPOSITORY
 from pretrain.reproduction.settings import RequestError
 
 END_OF_JOB = 'END_OF_JOB'
-CPUS_PER_TASK = 8
 
 
 def submit_script(plan: Plan, python: str, table_command: Sequence[str], sbatch_options: str = '', gpus_per_node: int = 8) -> str:
@@ -54,7 +53,7 @@ def _job(stage: Stage, variable: str, after: list[str], python: str, sbatch_opti
     if stage.uses_gpu:
         on_node = min(stage.num_processes, gpus_per_node)
         words += [f'--gpus-per-node={on_node}', f'--ntasks-per-node={on_node}']
-    words += [f'--dependency=afterok:{":".join(after)}'] if after else []
+    words += [f'--dependency=afterok:{":".join(after)}', '--kill-on-invalid-dep=yes'] if after else []
     head = ' '.join([*words, sbatch_options]).rstrip()
     text = shlex.quote(finished_mark(stage).removesuffix('\n'))
     return [

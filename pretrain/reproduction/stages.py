@@ -60,30 +60,34 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
     training, processes = settings.recipe.training[task], settings.num_gpus
     name = f'{settings.model}/{init.name}/{_FOLDERS[task]}'
     config: object = training.config
-    needs = [start] if start else []
+    data: list[Stage] = []
     if settings.recipe.shapes and task in (DETECTION, SEGMENTATION):
         leaf = _shapes_config(plan, settings, task)
         config = leaf.folder / 'data.py'
-        needs.append(leaf)
+        data.append(leaf)
     try:
-        options = ['--cfg-options', *_data_options(settings, task), *_weights_options(init, task, start),
-                   *batch_options(training, processes), *settings.task_options(task)]
+        batch = batch_options(training, processes)
     except ValueError as error:
         raise RequestError(str(error)) from error
-    train = plan.add(f'{name}-train', 'train', [config], ['--work-dir', HERE, '--resume', *training.options, *options],
-                     needs=needs, num_processes=processes, cost=training.cost)
+    common = [*_data_options(settings, task), *_structure_options(init, task), *settings.task_options(task)]
+    train = plan.add(f'{name}-train', 'train', [config],
+                     ['--work-dir', HERE, '--resume', *training.options, '--cfg-options', *_weights_options(start), *batch, *common],
+                     needs=[start, *data] if start else data, num_processes=processes, cost=training.cost)
     return plan.add(f'{name}-test', 'test', [config, train.folder],
-                    ['--work-dir', HERE, '--out', f'{HERE}/{METRICS_FILE}', *options], needs=[train], num_processes=processes)
+                    ['--work-dir', HERE, '--out', f'{HERE}/{METRICS_FILE}', '--cfg-options', *_weights_options(None), *common],
+                    needs=[train, *data], num_processes=processes)
 
 
-def _weights_options(init: Initialization, task: str, start: Stage | None) -> list[str]:
+def _weights_options(start: Stage | None) -> list[str]:
+    """What training starts from; None: random weights, or a checkpoint of training that is loaded later."""
     if start is None:
-        options = ['model.backbone.init_cfg=None']
-    else:
-        options = ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={start.folder / BACKBONE_FILE}']
-    if task == LINEAR and init.format in ('mae', 'timm'):  # ADDP and MAGE have one
-        options.append('model.backbone.tokenizer_norm=False')
-    return options
+        return ['model.backbone.init_cfg=None']
+    return ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={start.folder / BACKBONE_FILE}']
+
+
+def _structure_options(init: Initialization, task: str) -> list[str]:
+    """Of a linear probe, which keeps the encoder as pre-training had it: ADDP and MAGE have a norm behind the embeddings, others none."""
+    return ['model.backbone.tokenizer_norm=False'] if task == LINEAR and init.format in ('mae', 'timm') else []
 
 
 def _data_options(settings: Settings, task: str) -> list[str]:

@@ -9,13 +9,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from addp_backbone.files import replace_file
-from pretrain.generation_metrics import label
+from pretrain.generation_metrics import INCEPTION, label
 from pretrain.reproduction.checks import Finding
 from pretrain.reproduction.plan import FINISHED_FILE, METRICS_FILE, Plan, Stage
 from pretrain.reproduction.rows import GENERATION, PUBLISHED, PUBLISHED_SOURCE, ROWS, value_of
 from pretrain.reproduction.settings import Initialization, Settings
 
 NOT_RUN = 'not run'
+NO_VALUE = 'no value'
 RESULTS_JSON, RESULTS_MD = 'results.json', 'results.md'
 
 
@@ -32,7 +33,7 @@ class Entry:
         published: For this size of ADDP; None if not published, or the checkpoint is another method's.
         difference: ``value - published``; None if either is.
         protocol: How it was measured, and in what that departs from the published protocol.
-        status: 'measured', or 'not run' with the reason.
+        status: 'measured'; 'not run'; or with the reason behind a colon, 'no value' of a finished evaluation, or 'not run'.
         file: The evaluation's own file.
     """
 
@@ -63,10 +64,10 @@ def collect(plan: Plan, settings: Settings, findings: Sequence[Finding] = ()) ->
 
 def _entry(settings: Settings, name: str, init: Initialization, stage: Stage | None, departures: Sequence[str]) -> Entry:
     row, recipe = ROWS[name], settings.recipe
-    title, key = row.title, row.key
-    if row.task == GENERATION:  # another extractor's figures have other names
+    title, key = row.title if recipe.shapes else f'{row.data} {row.title}'.strip(), row.key
+    if row.task == GENERATION and recipe.extractor != INCEPTION:  # whose figures have other names
         key = (*key[:-1], *label({key[-1]: 0.0}, recipe.extractor))
-        title = title if key == row.key else f'{title}-like: {key[-1]}'
+        title = key[-1]
     value, status, found = read_value(stage, key, row.factor)
     published = PUBLISHED.get(settings.model, {}).get(name) if init.format == 'addp' else None
     protocol = [recipe.protocol(row.task), *departures, *found]
@@ -95,11 +96,15 @@ def read_value(stage: Stage | None, key: tuple[str, ...], factor: float = 1.0) -
         return None, f'{NOT_RUN}: this checkpoint cannot generate', []
     if not stage.finished:
         return None, NOT_RUN, []
+    mend = f'remove {stage.folder / FINISHED_FILE} to run it again'
     try:
         metrics: Any = json.loads((stage.folder / METRICS_FILE).read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        return None, f'{NOT_RUN}: {stage.name} left no whole {METRICS_FILE} ({error}); {mend}', []
+    try:
         value = value_of(metrics, key, factor)
-    except (OSError, ValueError) as error:  # JSONDecodeError is a ValueError
-        return None, f'{NOT_RUN}: {stage.name} left no usable {METRICS_FILE} ({error}); remove {stage.folder / FINISHED_FILE} to run it again', []
+    except ValueError as error:
+        return None, f'{NO_VALUE}: {stage.folder / METRICS_FILE}: {error}; {mend}', []
     protocol = metrics.get('protocol')
     return round(value, 4), 'measured', list(protocol['mismatches']) if isinstance(protocol, dict) else []
 
@@ -107,13 +112,13 @@ def read_value(stage: Stage | None, key: tuple[str, ...], factor: float = 1.0) -
 def describe(entries: Sequence[Entry], settings: Settings) -> str:
     """The table as Markdown, with a comparison of the checkpoints if there are several, and what is not run."""
     lines = [f'| ViT-{settings.model.capitalize()} | weights | ours | published | difference | protocol |', '|---|---|---|---|---|---|']
-    lines += [f'| {entry.title} | {entry.init} | {_number(entry.value)} | {_number(entry.published, "-")} '
-              f'| {_number(entry.difference, "-", "+.2f")} | {entry.protocol} |' for entry in entries]
+    lines += [f'| {entry.title} | {entry.init} | {_cell(entry)} | {_number(entry.published)} '
+              f'| {_number(entry.difference, "+.2f")} | {entry.protocol} |' for entry in entries]
     if len(settings.inits) > 1:
         names = [init.name for init in settings.inits]
         lines += ['', f'| weights | {" | ".join(_titles(entries))} |', '|---' * (1 + len(settings.rows)) + '|']
         for name in names:
-            lines.append(f'| {name} | {" | ".join(_number(entry.value) for entry in entries if entry.init == name)} |')
+            lines.append(f'| {name} | {" | ".join(_cell(entry) for entry in entries if entry.init == name)} |')
     if any(entry.published is not None for entry in entries):
         lines += ['', f'Published: {PUBLISHED_SOURCE}.']
     reasons = [f'- {entry.title}, {entry.init}: {entry.status}' for entry in entries if entry.status not in ('measured', NOT_RUN)]
@@ -139,5 +144,9 @@ def _titles(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(entry.title for entry in entries))
 
 
-def _number(value: float | None, absent: str = NOT_RUN, form: str = '.2f') -> str:
-    return absent if value is None else format(value, form)
+def _cell(entry: Entry) -> str:
+    return entry.status.partition(':')[0] if entry.value is None else _number(entry.value)
+
+
+def _number(value: float | None, form: str = '.2f') -> str:
+    return '-' if value is None else format(value, form)
