@@ -47,12 +47,12 @@ def test_a_workers_memory_does_not_follow_the_number_of_images(tmp_path: Path) -
     import cv2
     cv2.imwrite(str(tmp_path / 'grey.jpg'), np.zeros((worker_memory.HEIGHT_PX, worker_memory.WIDTH_PX, 3), np.uint8))
     memory = {}
-    for length in (30, 600):
+    for length in (30, 300):
         worker_memory.write_annotations(tmp_path / f'{length}.json', length)
-        memory[length] = worker_memory.worker_memory_gb(tmp_path / f'{length}.json', length)
-    assert abs(memory[600] - memory[30]) < 3 * MEGABYTE
-    as_dicts = worker_memory.worker_memory_gb(tmp_path / '600.json', 600, serialize=False)
-    assert as_dicts > memory[600] + 3 * MEGABYTE, 'what the measure has to show'
+        memory[length] = worker_memory.worker_memory_gb(tmp_path / f'{length}.json', 300)
+    assert abs(memory[300] - memory[30]) < 2 * MEGABYTE
+    as_dicts = worker_memory.worker_memory_gb(tmp_path / '300.json', 300, serialize=False)
+    assert as_dicts > memory[300] + 2 * MEGABYTE, 'what the measure has to show'
 
 
 def test_the_memory_command_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
