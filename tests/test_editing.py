@@ -145,3 +145,10 @@ def test_the_tool_names_what_is_wrong(files, picture, tmp_path, capsys):
         assert MAIN([*command, *options]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_the_tool_says_that_a_mask_covers_nothing(files, picture, tmp_path, capsys):
+    picture.resize((640, 640)).save(tmp_path / 'large.png')
+    assert MAIN([files.config, files.checkpoint, str(tmp_path / 'large.png'), '--out', str(tmp_path / 'out'), '--steps', '2',
+                 '--box', '0', '0', '4', '4']) == 0
+    assert 'the mask covers no pixel' in capsys.readouterr().err

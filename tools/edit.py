@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         write_png(result, args.out / f'result_{index:02d}.png')
         write_png(masked, args.out / f'mask_{index:02d}.png')
     write_png(edit_figure(done), args.out / 'edit.png')
+    if not done.mask.any():
+        print(f'note: at the {model.img_size} px of the model the mask covers no pixel, so the results are reconstructions', file=sys.stderr)
     print(f'{args.out}: {args.num_results} results, {int(done.mask[0].sum())} of {model.num_tokens} tokens drawn anew')
     return 0
 
