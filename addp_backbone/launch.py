@@ -25,6 +25,7 @@ from mmengine.logging import print_log
 
 from addp_backbone.amp import avoid_cuda_amp
 from addp_backbone.config_checks import LaunchError, check_option_names, closest
+from addp_backbone.orphans import die_with_parent
 from addp_backbone.runner import read_checkpoints_safely
 from addp_backbone.saving import find_latest_checkpoint
 from addp_backbone.scale_lr import optim_wrappers
@@ -121,6 +122,8 @@ def start_processes(launcher: str) -> int:
     if missing:
         raise LaunchError(f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh CONFIG '
                           'PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out')
+    if launcher == 'pytorch':
+        die_with_parent()  # torchrun's processes would go on when it is killed
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):  # mmengine warns where it has to choose
         os.environ.setdefault(name, os.environ.get('OMP_NUM_THREADS', '1'))
     if not torch.cuda.is_available() and not is_distributed():

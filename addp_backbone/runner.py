@@ -8,16 +8,26 @@ from typing import Any
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from addp_backbone.checkpoint_io import CheckpointError, read_checkpoint
+from addp_backbone.orphans import WorkerInit
 
 
 class StageRunner(Runner):
     """mmengine's Runner, but resuming and testing refuse a checkpoint that does not hold all the weights; nothing is passed over.
 
     Starting from weights (``load_from`` in training) stays lenient, as heads may differ in their number of classes; mmengine logs what
-    differs.
+    differs. Data workers end with the run, also if it is killed.
     """
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
+        """Builds a data loader as mmengine does."""
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        if not isinstance(loader.worker_init_fn, WorkerInit):
+            loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
+        return loader
 
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', strict: bool = False,
                         revise_keys: list | None = None) -> dict[str, Any]:

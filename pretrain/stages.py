@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from addp_backbone.files import replace_file
+from addp_backbone.orphans import die_with_parent
 
 _POLL_SECONDS = 0.5
 _NEW_LINE_SECONDS = 30  # between lines of progress where there is no terminal
@@ -167,7 +168,7 @@ def child_process(command: Sequence[str], root: Path, log: IO[bytes], lock: int,
                   environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
     """A process that ends with us where the system can do that, and that never outlives an exception here."""
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                               pass_fds=(lock,), preexec_fn=_die_with_parent if sys.platform == 'linux' else None)
+                               pass_fds=(lock,), preexec_fn=die_with_parent if sys.platform == 'linux' else None)
     try:
         yield process
     finally:
@@ -178,11 +179,3 @@ def child_process(command: Sequence[str], root: Path, log: IO[bytes], lock: int,
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent is killed: a restart must not meet the old stage at work."""
-    import ctypes
-    import signal
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG

@@ -1,0 +1,40 @@
+"""Processes that end with the one that started them: what a killed run leaves behind would hold its memory, files and locks.
+
+A data worker whose run was killed waits for ever to hand over its batch; a process of torchrun goes on training.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the thread that started it ends; does nothing on other systems."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+class WorkerInit:
+    """``worker_init_fn`` of a data loader: ties its workers to this process, then calls the loader's own.
+
+    Args:
+        inner: The loader's own, or None.
+    """
+
+    def __init__(self, inner: Callable[[int], None] | None) -> None:
+        self.inner = inner
+        self.parent = os.getpid()
+
+    def __call__(self, worker_id: int) -> None:
+        """Runs in the worker."""
+        die_with_parent()
+        if os.getppid() != self.parent:  # killed before it was asked
+            os._exit(1)
+        if self.inner is not None:
+            self.inner(worker_id)
