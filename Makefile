@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := addp_backbone pretrain tools tests det_configs seg_configs setup.py
 
-.PHONY: quickstart miniature test setup check lint types format doctor clean-quickstart
+.PHONY: quickstart miniature benchmark test setup check lint types format doctor clean-quickstart
 
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
@@ -34,6 +34,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(PYTHON) -m mypy
+
+# About an hour; nothing else should run.
+benchmark: $(INSTALLED)
+	$(PYTHON) tools/benchmark/run_all.py
 
 doctor: $(INSTALLED)
 	$(PYTHON) tools/doctor.py
