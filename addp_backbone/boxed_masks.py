@@ -1,7 +1,7 @@
 """Instance masks that keep each object's box only, in place of a bitmap of the whole image for every object.
 
 At 1024 px a bitmap takes 1 MB an object, most of it zeros, which a data loader would fill, copy, and send from process to process.
-mmdet sees the ``BitmapMasks`` it knows: ``masks`` builds the bitmaps when something asks for them (the mask head's targets do).
+mmdet sees the ``BitmapMasks`` it knows: ``masks`` builds the bitmaps when something asks for them, which Mask R-CNN never does.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from mmcv.ops import roi_align
 from mmdet.structures.mask import BitmapMasks
 from pycocotools import mask as mask_codec
+from torch import Tensor
 
 MIN_NUMBERS = 6  # of a polygon: three corners
 
@@ -60,6 +63,44 @@ class BoxedMasks(BitmapMasks):
         if pad_val != 0 or out_shape[0] < self.height or out_shape[1] < self.width:
             return super().pad(out_shape, pad_val)
         return BoxedMasks(self.cutouts, self.corners, *out_shape)
+
+    def crop_and_resize(self, bboxes: np.ndarray | Tensor, out_shape: tuple[int, int], inds: np.ndarray | Tensor, device: str = 'cpu',
+                        interpolation: str = 'bilinear', binarize: bool = True) -> BitmapMasks:
+        """Cuts a box out of an object's mask for every pair of both; the mask head's targets.
+
+        ``BitmapMasks`` pools from as many bitmaps of the whole image as there are boxes, in float32: 512 MB for 128 boxes at 1024 px. Here
+        each object's cut-out is pooled from by all its boxes. Only coordinates are rounded otherwise, by about 1e-4 px.
+
+        Args:
+            bboxes: (K, 4) float x1, y1, x2, y2 in the image.
+            out_shape: Height and width of the results.
+            inds: (K,) int, which object each box is of.
+            device: Where to compute.
+            interpolation: Bilinear, the only one there is.
+            binarize: Whether to threshold at 0.5.
+
+        Returns:
+            K masks of ``out_shape``, bool or float.
+        """
+        if not len(self) or not len(bboxes):
+            return super().crop_and_resize(bboxes, out_shape, inds, device, interpolation, binarize)
+        boxes = torch.as_tensor(bboxes, device=device)
+        owners = np.asarray(inds)
+        targets = boxes.new_zeros((len(boxes), *out_shape))
+        for index in np.unique(owners):
+            pixels, corner = self._with_margin(index)
+            of_it = torch.from_numpy(np.flatnonzero(owners == index)).to(device)
+            shifted = boxes[of_it] - boxes.new_tensor(corner * 2)
+            rois = torch.cat((shifted.new_zeros(len(of_it), 1), shifted), dim=1)
+            mask = torch.from_numpy(pixels).to(device=device, dtype=boxes.dtype)
+            targets[of_it] = roi_align(mask[None, None], rois, out_shape, 1.0, 0, 'avg', True).squeeze(1)
+        return BitmapMasks(((targets >= 0.5) if binarize else targets).cpu().numpy(), *out_shape)
+
+    def _with_margin(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """A cut-out with the empty pixels next to it, where the image goes on, and its corner's x and y: what interpolation sees."""
+        (x, y), (height, width) = self.corners[index].tolist(), self.cutouts[index].shape
+        before, after = (int(y > 0), int(x > 0)), (int(y + height < self.height), int(x + width < self.width))
+        return np.pad(self.cutouts[index], tuple(zip(before, after, strict=True))), (x - before[1], y - before[0])
 
     @classmethod
     def cat(cls, masks: Sequence[BitmapMasks]) -> BitmapMasks:

@@ -177,6 +177,20 @@ def test_boxed_masks_give_what_bitmaps_give() -> None:
     assert np.array_equal(kept.masks, bitmaps.masks[[0, 2, 3]])
 
 
+def test_mask_targets_are_those_of_bitmaps() -> None:
+    rng = np.random.default_rng(1)
+    boxed, bitmaps = boxed_and_bitmaps()
+    corners = np.sort(rng.uniform(0, 1, (200, 2, 2)).astype(np.float32), axis=1) * np.array([40, 24], np.float32)
+    boxes, owners = corners.reshape(-1, 4), rng.integers(0, 4, 200)
+    for target in (boxes, torch.from_numpy(boxes)):
+        soft, wanted = (masks.crop_and_resize(target, (7, 9), owners, binarize=False).masks for masks in (boxed, bitmaps))
+        np.testing.assert_allclose(soft, wanted, rtol=0, atol=1e-4)
+    hard, wanted = (masks.crop_and_resize(boxes, (7, 9), owners).masks for masks in (boxed, bitmaps))
+    assert hard.dtype == wanted.dtype == bool and (hard != wanted).mean() < 1e-3
+    assert 0.1 < wanted.mean() < 0.9
+    assert len(boxed.crop_and_resize(boxes[:0], (7, 9), owners[:0])) == len(boxed[:0].crop_and_resize(boxes[:0], (7, 9), owners[:0])) == 0
+
+
 def test_a_sample_goes_to_another_process_with_its_objects_pixels_only() -> None:
     sample = our_pipeline((512, 512), (1.0, 1.0))(dict(random_sample(1), sample_idx=SampleIndex(0, 0)))['data_samples']
     bitmaps = sample.gt_instances.masks.masks
