@@ -40,18 +40,18 @@ class Sizes:
     """
 
     side_px: int = 128
-    plain: int = 1000
-    train_scenes: int = 240
-    val_scenes: int = 60
-    train_per_class: int = 60
-    val_per_class: int = 30
-    tokenizer: int = 600
-    token_predictor: int = 300
-    addp: int = 400
-    samples: int = 64
-    classification_epochs: int = 12
-    detection: int = 300
-    segmentation: int = 300
+    plain: int = 500
+    train_scenes: int = 120
+    val_scenes: int = 40
+    train_per_class: int = 40
+    val_per_class: int = 20
+    tokenizer: int = 300
+    token_predictor: int = 200
+    addp: int = 200
+    samples: int = 36
+    classification_epochs: int = 10
+    detection: int = 150
+    segmentation: int = 150
 
     def scaled(self, factor: float) -> Sizes:
         """Everything but the side times ``factor``, at least 8 (3 epochs)."""
@@ -98,12 +98,14 @@ class Miniature:
         work: Folder for everything that is made; absolute.
         sizes: How much of everything.
         seeds: Seeds of the transfer trainings.
+        amp: Whether to train in bfloat16 autocast.
     """
 
-    def __init__(self, work: Path, sizes: Sizes, seeds: Sequence[int]) -> None:
+    def __init__(self, work: Path, sizes: Sizes, seeds: Sequence[int], amp: bool = False) -> None:
         self.work = work
         self.sizes = sizes
         self.seeds = tuple(seeds)
+        self.precision = ('--amp',) if amp else ()
         self.data = work / 'shapes'
         self.backbone = work / 'backbone.pth'
 
@@ -146,7 +148,8 @@ class Miniature:
     def _pretrain_one(self, network: str, iters: int, seconds: float, *options: str) -> Stage:
         checkpoint = self.work / network / f'iter_{iters}.pth'
         return Stage(network, seconds, (
-            'tools/train.py', f'pretrain/configs/{network}_tiny.py', '--work-dir', str(self.work / network), '--resume', '--cfg-options',
+            'tools/train.py', f'pretrain/configs/{network}_tiny.py', '--work-dir', str(self.work / network), '--resume', *self.precision,
+            '--cfg-options',
             f'train_cfg.max_iters={iters}', f'train_dataloader.dataset.data_root={self.data / "plain"}',
             f'default_hooks.checkpoint.interval={-(-iters // 4)}', *options), (checkpoint,))
 
@@ -181,7 +184,8 @@ class Miniature:
         run, result = self.run_dir(task, init, seed), self.result_file(task, init, seed)
         name = f'{task}_{init}' + (f'_seed{seed}' if len(self.seeds) > 1 else '')
         return [
-            Stage(name, seconds, ('tools/train.py', str(config), '--work-dir', str(run), '--resume', '--cfg-options',
+            Stage(name, seconds, ('tools/train.py', str(config), '--work-dir', str(run), '--resume', *self.precision,
+                                  '--cfg-options',
                                   f'randomness.seed={seed}', *options), (run / 'last_checkpoint',)),
             Stage(f'{name}_test', 12, ('tools/test.py', str(config), str(run), '--work-dir', str(run / 'test'), '--out', str(result),
                                        '--cfg-options', *(o for o in options if 'data_root' in o), 'model.backbone.init_cfg=None'),

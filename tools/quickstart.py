@@ -1,7 +1,7 @@
 """The paper's table in miniature, from generated images: pre-training, generation, classification, Mask R-CNN, UperNet.
 
     make quickstart            python tools/quickstart.py                  one seed
-    make miniature             python tools/quickstart.py --seeds 0 1 2 --scale 2 --work-dir work_dirs/miniature
+    make miniature             python tools/quickstart.py --seeds 0 1 2 --scale 4 --work-dir work_dirs/miniature
 
 No download, no GPU. Cut off and started again, it goes on where it stopped. Written into --work-dir: results.md, results.json,
 report.html (open it in a browser) and everything that the stages make. Every number is read from an evaluation's own file.
@@ -34,17 +34,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes')
     parser.add_argument('--scale', type=float, default=1.0, help='multiplies images and iterations; 0.01 shows in minutes that it runs')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds of the transfer trainings (default: 0)')
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, default=has_amx(),
+                        help='train in bfloat16 autocast (default: if the CPU has matrix units for it)')
     args = parser.parse_args(argv)
     if args.scale <= 0 or len(set(args.seeds)) != len(args.seeds):
         parser.error(f'--scale must be positive and --seeds differ, got {args.scale} and {args.seeds}')
     return args
 
 
+def has_amx() -> bool:
+    """Whether bfloat16 is the quicker choice: with Intel's matrix units, not where it is emulated."""
+    return bool(getattr(torch.cpu, '_is_amx_tile_supported', bool)())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what has not finished yet; prints and writes the table and the report."""
     args = parse_args(argv)
     work = args.work_dir.absolute()
-    miniature = Miniature(work, Sizes().scaled(args.scale), args.seeds)
+    miniature = Miniature(work, Sizes().scaled(args.scale), args.seeds, args.amp)
     stages = miniature.stages()
     try:
         run_stages(stages, work, ROOT)
