@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     findings = check_data(settings) if settings.allow_mismatch or (plan.unfinished and not args.table) else []
     if plan.unfinished and not args.table:
         problems = find_problems(settings, plan, findings, here=not args.slurm)
-        print('\n'.join(f'reproduce: {problem}' for problem in problems), file=sys.stderr)
+        for problem in problems:
+            print(f'reproduce: {problem}', file=sys.stderr)
         hours = sum(stage.cost.gpu_hours for stage in plan.unfinished)
         print(f'{len(plan.unfinished)} of {len(plan.stages)} stages to run; about {hours:g} GPU hours (estimate)', file=sys.stderr)
         if problems and not args.dry_run:
