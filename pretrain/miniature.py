@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from pretrain.feature_extractors import RANDOM_CONVOLUTIONS
+from pretrain.generation_metrics import label
 from pretrain.stages import Stage
 
 INITS = ('addp', 'random')
@@ -78,8 +80,8 @@ class Row:
 
 
 GENERATION_ROWS = (
-    Row('generation', 'Generation: FID (lower is better)', 'frechet_inception_distance'),
-    Row('generation', 'Generation: IS', 'inception_score_mean'),
+    Row('generation', 'Generation: Fréchet distance of random convolutions (lower is better)', 'frechet_inception_distance'),
+    Row('generation', 'Generation: class score of random convolutions', 'inception_score_mean'),
 )
 TRANSFER_ROWS = (
     Row('finetune', 'Classification, fine-tuned: top-1 (%)', 'accuracy/top1'),
@@ -161,7 +163,7 @@ class Miniature:
                 '--out', str(samples), '--steps-figure', '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',)),
             Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32')),
             Stage('fid_is', 15, ('tools/evaluate_generation.py', str(samples), str(reference), '--feature-extractor',
-                                 'random-convolutions', '--metrics', 'fid', 'isc', '--allow-protocol-mismatch', '--out', str(result)),
+                                 RANDOM_CONVOLUTIONS, '--metrics', 'fid', 'isc', '--allow-protocol-mismatch', '--out', str(result)),
                   (result,)),
         ]
 
@@ -231,22 +233,27 @@ class Miniature:
         table: dict[str, dict[str, list[float]]] = {}
         generation = json.loads((self.work / 'results' / 'generation.json').read_text(encoding='utf-8'))['metrics']
         for row in GENERATION_ROWS:
-            table[row.title] = {'addp': [generation[row.key] * row.factor]}
+            table[row.title] = {'addp': [generation[key] * row.factor for key in label({row.key: 0.0}, RANDOM_CONVOLUTIONS)]}
         for row in TRANSFER_ROWS:
             table[row.title] = {
-                init: [json.loads(self.result_file(row.task, init, seed).read_text(encoding='utf-8'))[row.key] * row.factor
-                       for seed in self.seeds] for init in INITS}
+                init: [self._read(row, init, seed) * row.factor for seed in self.seeds] for init in INITS}
         return table
+
+    def _read(self, row: Row, init: str, seed: int) -> float:
+        metrics = json.loads(self.result_file(row.task, init, seed).read_text(encoding='utf-8'))
+        return metrics[row.key] if metrics else 0.0  # no metrics: the detector predicted nothing at all
 
 
 def as_markdown(results: dict[str, dict[str, list[float]]]) -> str:
     """The table as Markdown; mean and standard deviation where there are several seeds."""
     lines = ['| measured on generated shapes | ADDP weights | random weights |', '|---|---|---|']
-    lines += [f'| {title} | {_number(numbers.get("addp"))} | {_number(numbers.get("random"))} |' for title, numbers in results.items()]
+    lines += [f'| {title} | {as_text(numbers.get("addp"))} | {as_text(numbers.get("random"))} |' for title, numbers in results.items()]
     return '\n'.join(lines) + '\n'
 
 
-def _number(values: Sequence[float] | None) -> str:
+def as_text(values: Sequence[float] | None) -> str:
+    """Mean, and standard deviation if there are several; small numbers with three decimals."""
     if not values:
         return ''
-    return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
+    decimals = 1 if abs(mean(values)) >= 5 else 3
+    return f'{mean(values):.{decimals}f}' + (f' ± {stdev(values):.{decimals}f}' if len(values) > 1 else '')

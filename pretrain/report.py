@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretrain.miniature import Miniature
+from pretrain.miniature import Miniature, as_text
 
 _MAX_WIDTH_PX = 1100
 _STYLE = """
@@ -62,7 +62,7 @@ def _table(table: dict[str, dict[str, list[float]]], num_seeds: int) -> str:
         cells = []
         for init in ('addp', 'random'):
             values = numbers.get(init, [])
-            text = f'{sum(values) / len(values):.1f}' if values else ''
+            text = as_text(values)
             every = ', '.join(f'{value:.1f}' for value in values) if len(values) > 1 else ''
             cells.append(f'<td title="{every}">{text}</td>')
         rows.append(f'<tr><td>{html.escape(title)}</td>{"".join(cells)}</tr>')

@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
+from pretrain.generation_metrics import label
 from pretrain.miniature import GENERATION_ROWS, TRANSFER_ROWS, Miniature, Sizes, as_markdown
 from pretrain.report import make_report
 
@@ -20,7 +21,7 @@ def make_miniature(tmp_path, seeds=(0,)):
 
 def write_results(miniature, value=0.25):
     (miniature.work / 'results').mkdir()
-    metrics = {row.key: 2.0 for row in GENERATION_ROWS}
+    metrics = label({row.key: 2.0 for row in GENERATION_ROWS}, 'random-convolutions')  # as tools/evaluate_generation.py writes them
     (miniature.work / 'results/generation.json').write_text(json.dumps(dict(metrics=metrics)))
     for row in TRANSFER_ROWS:
         for i, seed in enumerate(miniature.seeds):
@@ -68,6 +69,16 @@ def test_the_table_holds_the_evaluations_numbers_for_every_seed(tmp_path):
     assert results['Mask R-CNN: AP box'] == {'addp': [75.0, 175.0], 'random': [25.0, 125.0]}
     assert results['UperNet: mIoU']['random'] == [0.25, 1.25]
     assert '| Mask R-CNN: AP box | 125.0 ± 70.7 | 75.0 ± 70.7 |' in as_markdown(results)
+
+
+def test_a_detector_that_predicts_nothing_has_an_ap_of_zero(tmp_path):
+    miniature = make_miniature(tmp_path)
+    write_results(miniature)
+    miniature.result_file('det', 'random', 0).write_text('{}')  # what tools/test.py writes then
+    assert miniature.results()['Mask R-CNN: AP box']['random'] == [0.0]
+    miniature.result_file('det', 'random', 0).write_text('{"coco/segm_mAP": 0.5}')
+    with pytest.raises(KeyError, match='bbox_mAP'):
+        miniature.results()
 
 
 def test_without_an_evaluations_file_there_is_no_table(tmp_path):
