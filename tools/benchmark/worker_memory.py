@@ -60,6 +60,7 @@ def worker_memory_gb(annotations: Path, num_samples: int, serialize: bool = True
             serialize_data=serialize,
             pipeline=[dict(type='LoadImageFromFile'),
                       dict(type='LargeScaleJitter', scale=size, ratio_range=(0.1, 2.0), crop_size=size), dict(type='PackDetInputs')])
+    data[0]  # what the first sample imports and allocates once is the parent's then
     places = np.linspace(0, len(data) - 1, num_samples).astype(int).tolist()
     *_, last = DataLoader(Subset(data, places), batch_size=BATCH_SIZE, num_workers=1, collate_fn=_own_memory_gb, multiprocessing_context='fork')
     return last
