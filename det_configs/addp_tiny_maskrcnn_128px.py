@@ -9,19 +9,9 @@ image_size = 128
 
 model = dict(backbone=dict(img_size=image_size, window_size=0))
 
-train_pipeline = [
-    dict(type='SeedAugmentation'),
-    dict(type='LoadImageFromFile'),
-    dict(type='LargeScaleJitter', scale=(image_size, image_size), ratio_range=(0.8, 1.25), crop_size=(image_size, image_size),
-         with_mask=True, min_box_px=1),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(image_size, image_size), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+size = (image_size, image_size)
+train_pipeline = [dict(step, scale=size, crop_size=size) if 'crop_size' in step else step for step in _base_.train_pipeline]
+test_pipeline = [dict(step, scale=size) if 'scale' in step else step for step in _base_.test_pipeline]
 train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

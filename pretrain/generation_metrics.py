@@ -114,10 +114,13 @@ def measure(generated: PictureSet, reference: PictureSet, extractor: str = INCEP
 
 
 def label(numbers: dict[str, float], extractor: str) -> dict[str, float]:
-    """Names figures after their extractor, unless it is Inception, whose figures have their known names."""
-    if extractor == INCEPTION:
-        return dict(numbers)
-    return {f'{_GENERAL_NAMES.get(name, name)} ({extractor})': number for name, number in numbers.items()}
+    """Gives figures the names of :func:`name_of`."""
+    return {name_of(name, extractor): number for name, number in numbers.items()}
+
+
+def name_of(figure: str, extractor: str) -> str:
+    """torch-fidelity's name of a figure; if the features are not Inception's, a general name that ends in the extractor's."""
+    return figure if extractor == INCEPTION else f'{_GENERAL_NAMES.get(figure, figure)} ({extractor})'
 
 
 def _options(generated: PictureSet, reference: PictureSet, metrics: Collection[str]) -> dict[str, Any]:

@@ -50,9 +50,14 @@ def to_images(pictures: Sequence[Image.Image]) -> Tensor:
 
 def write_png(picture: Image.Image, path: Path) -> None:
     """Writes a picture atomically: where there is a file, it is a whole one."""
+    replace_file(path, as_png(picture))
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """A picture as the contents of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format='PNG')
-    replace_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def enlarge(picture: Image.Image, width_px: int = READABLE_PX) -> Image.Image:
@@ -91,9 +96,8 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None,
     return sheet
 
 
-def grey_out(images: Tensor, mask: Tensor) -> Tensor:
-    """Images (N, 3, H, W) with the masked places of ``mask`` (N, L) bool, on a square grid, in grey."""
-    side = math.isqrt(mask.shape[1])
-    patch_size = images.shape[-1] // side
-    pixels = F.interpolate(mask.view(-1, 1, side, side).float(), scale_factor=patch_size, mode='nearest') > 0
+def grey_out(images: Tensor, mask: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    """Images (N, 3, H, W) with the masked places of ``mask`` (N, L) bool in grey; L places are on a ``grid``, a square one if None."""
+    rows, columns = grid or (math.isqrt(mask.shape[1]),) * 2
+    pixels = F.interpolate(mask.view(-1, 1, rows, columns).float(), size=images.shape[-2:], mode='nearest') > 0
     return torch.where(pixels, MASK_GREY, images)

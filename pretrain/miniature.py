@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pretrain.feature_extractors import RANDOM_CONVOLUTIONS
-from pretrain.generation_metrics import label
+from pretrain.generation_metrics import name_of
 from pretrain.stages import Stage
 
 INITS = ('addp', 'random')
@@ -233,7 +233,7 @@ class Miniature:
         table: dict[str, dict[str, list[float]]] = {}
         generation = json.loads((self.work / 'results' / 'generation.json').read_text(encoding='utf-8'))['metrics']
         for row in GENERATION_ROWS:
-            table[row.title] = {'addp': [generation[key] * row.factor for key in label({row.key: 0.0}, RANDOM_CONVOLUTIONS)]}
+            table[row.title] = {'addp': [generation[name_of(row.key, RANDOM_CONVOLUTIONS)] * row.factor]}
         for row in TRANSFER_ROWS:
             table[row.title] = {
                 init: [self._read(row, init, seed) * row.factor for seed in self.seeds] for init in INITS}

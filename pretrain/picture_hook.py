@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,8 @@ from mmengine.visualization import LocalVisBackend
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from addp_backbone.files import replace_file
 from addp_backbone.resume import SampleIndex
-from pretrain.image_files import enlarge, to_pictures
-
-_TITLE_PX = 16
-_GAP_PX = 4
-_WHITE = 255
+from pretrain.image_files import CAPTION_PX, GAP_PX, INK, PAPER, enlarge, to_pictures, write_png
 
 
 @HOOKS.register_module()
@@ -64,7 +58,7 @@ class PictureHook(Hook):
         columns = model.draw_columns(self._images, torch.Generator().manual_seed(0))
         picture = compose(columns)
         path = Path(runner.work_dir) / 'pictures' / f'iter_{iteration:06d}.png'
-        replace_file(path, _as_png(picture))
+        write_png(picture, path)
         for backend in runner.visualizer._vis_backends.values():
             if not isinstance(backend, LocalVisBackend):  # that one would write a second file
                 backend.add_image('training', np.asarray(picture), iteration)
@@ -82,14 +76,14 @@ def compose(columns: Mapping[str, Tensor]) -> Image.Image:
     rows = {title: [enlarge(picture) for picture in to_pictures(images)] for title, images in columns.items()}
     pictures = next(iter(rows.values()))
     width, height = pictures[0].size
-    canvas = Image.new('RGB', (len(rows) * (width + _GAP_PX) - _GAP_PX, _TITLE_PX + len(pictures) * (height + _GAP_PX) - _GAP_PX),
-                       (_WHITE,) * 3)
+    canvas = Image.new('RGB', (len(rows) * (width + GAP_PX) - GAP_PX, CAPTION_PX + len(pictures) * (height + GAP_PX) - GAP_PX),
+                       PAPER)
     pen = ImageDraw.Draw(canvas)
     for i, (title, column) in enumerate(rows.items()):
-        left = i * (width + _GAP_PX)
-        pen.text((left + 2, 2), title, fill=(0, 0, 0))
+        left = i * (width + GAP_PX)
+        pen.text((left + 2, 2), title, fill=INK)
         for j, picture in enumerate(column):
-            canvas.paste(picture, (left, _TITLE_PX + j * (height + _GAP_PX)))
+            canvas.paste(picture, (left, CAPTION_PX + j * (height + GAP_PX)))
     return canvas
 
 
@@ -99,9 +93,3 @@ def _pick_images(dataset: Any, count: int, model: Any) -> Tensor:
     samples = [dataset[SampleIndex(place, seed=place)] for place in places]
     batch = dict(inputs=[sample['inputs'] for sample in samples], data_samples=[sample['data_samples'] for sample in samples])
     return model.data_preprocessor(batch, False)['inputs']
-
-
-def _as_png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format='PNG')
-    return buffer.getvalue()

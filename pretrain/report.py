@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
+from pretrain.image_files import as_png
 from pretrain.miniature import Miniature, as_text
 
 _MAX_WIDTH_PX = 1100
@@ -17,9 +17,9 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1140px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc }
 table { border-collapse: collapse } td, th { padding: .3em .9em; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left } .better { font-weight: 600 }
+td:first-child, th:first-child { text-align: left }
 figure { display: inline-block; margin: .5em .5em .5em 0; vertical-align: top } figcaption { font-size: .85em; color: #555 }
-img { max-width: 100%; image-rendering: auto }
+img { max-width: 100% }
 """
 
 
@@ -78,9 +78,7 @@ def _figure(path: Path | None, caption: str) -> str:
         shown = picture.convert('RGB')
     if shown.width > _MAX_WIDTH_PX:
         shown = shown.resize((_MAX_WIDTH_PX, round(shown.height * _MAX_WIDTH_PX / shown.width)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    shown.save(buffer, format='PNG', optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode('ascii')
+    data = base64.b64encode(as_png(shown)).decode('ascii')
     text = html.escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 

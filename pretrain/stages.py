@@ -104,9 +104,8 @@ def _run(stage: Stage, work_dir: Path, root: Path, lock: int, label: str, expect
     seconds = time.monotonic() - started
     missing = [str(path) for path in stage.outputs if not path.exists()]
     if process.returncode or missing:
-        tail = '\n'.join(log.read_text(encoding='utf-8', errors='replace').splitlines()[-_TAIL_LINES:])
         what = f'exit code {process.returncode}' if process.returncode else f'it wrote no {", ".join(missing)}'
-        raise StageError(f'stage {stage.name} failed ({what}); the end of {log}:\n{tail}')
+        raise StageError(f'stage {stage.name} failed ({what}); the end of {log}:\n{end_of(log)}')
     replace_file(work_dir / 'finished' / f'{stage.name}.json',
                  json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1))) + '\n')
     line.end(seconds)
@@ -150,6 +149,11 @@ def read_counts(log: Path) -> tuple[int, int]:
     return tuple(int(number) for number in found[-1] if number)[:2] if found else (0, 0)  # type: ignore[return-value]
 
 
+def end_of(log: Path) -> str:
+    """The last lines of a log, for an error."""
+    return '\n'.join(log.read_text(encoding='utf-8', errors='replace').splitlines()[-_TAIL_LINES:])
+
+
 @contextmanager
 def alone(work_dir: Path) -> Iterator[int]:
     """Holds the work dir for this process and for those that get the lock's file descriptor."""
@@ -168,7 +172,7 @@ def child_process(command: Sequence[str], root: Path, log: IO[bytes], lock: int,
                   environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
     """A process that ends with us where the system can do that, and that never outlives an exception here."""
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                               pass_fds=(lock,), preexec_fn=die_with_parent if sys.platform == 'linux' else None)
+                               pass_fds=(lock,), preexec_fn=die_with_parent)
     try:
         yield process
     finally:

@@ -241,6 +241,10 @@ class VQGANTokenizer(nn.Module):
         self.encoder.to(dtype)
         self.decoder.to(dtype)
 
+    def lay_out(self) -> None:
+        """Gives the weights the layout of the inputs (channels last), lest every call converts them: in bfloat16 on a CPU 2.5 times the time."""
+        self.to(memory_format=torch.channels_last)
+
     def encode_continuous(self, images: Tensor) -> Tensor:
         """Latents (B, C, g, g) float32 of images (B, 3, H, W) in [0, 1], before quantisation.
 

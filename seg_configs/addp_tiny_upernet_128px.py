@@ -12,21 +12,11 @@ model = dict(
     backbone=dict(img_size=128),
     test_cfg=dict(crop_size=crop_size, stride=(85, 85)))
 
+changes = dict(RandomResize=dict(scale=crop_size, ratio_range=(1.0, 1.5)), RandomCrop=dict(crop_size=crop_size), Resize=dict(scale=crop_size))
 train_pipeline = [
-    dict(type='SeedAugmentation'),
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=crop_size, ratio_range=(1.0, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
+    dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline if step['type'] != 'PhotoMetricDistortion'
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=crop_size, keep_ratio=True),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
+test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import indent
 
 from addp_backbone.files import replace_file
 from pretrain.reproduction.plan import FINISHED_FILE, Plan, Stage
 from pretrain.reproduction.recipes import REPOSITORY
-from pretrain.stages import alone, child_process
+from pretrain.stages import alone, child_process, end_of
 
 LOG_FILE = 'log.txt'
-_SHOWN_LINES = 15
 
 Execute = Callable[[Stage, Path, int], int]
 
@@ -68,7 +68,7 @@ def _run(stage: Stage, title: str, report: Callable[[str], None], execute: Execu
     code = execute(stage, log, lock)
     seconds = time.monotonic() - began
     if code:
-        report(f'{title}: FAILED with exit code {code} after {seconds:.0f} s; the end of its log:\n{_tail(log)}')
+        report(f'{title}: FAILED with exit code {code} after {seconds:.0f} s; the end of its log:\n{indent(end_of(log), "    ")}')
         return False
     replace_file(stage.folder / FINISHED_FILE, finished_mark(stage, round(seconds)))
     report(f'{title}: {seconds:.0f} s')
@@ -86,7 +86,3 @@ def describe_cost(stage: Stage) -> str:
     if not stage.cost.gpu_hours:
         return ''
     return f', about {stage.cost.gpu_hours:g} GPU hours ({stage.cost.basis}; not measured)'
-
-
-def _tail(log: Path) -> str:
-    return '\n'.join(f'    {line}' for line in log.read_text(encoding='utf-8', errors='replace').splitlines()[-_SHOWN_LINES:])

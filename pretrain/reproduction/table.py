@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from addp_backbone.files import replace_file
-from pretrain.generation_metrics import INCEPTION, label
+from pretrain.generation_metrics import INCEPTION, name_of
 from pretrain.reproduction.checks import Finding
 from pretrain.reproduction.plan import FINISHED_FILE, METRICS_FILE, Plan, Stage
 from pretrain.reproduction.rows import GENERATION, PUBLISHED, PUBLISHED_SOURCE, ROWS, value_of
@@ -66,7 +66,7 @@ def _entry(settings: Settings, name: str, init: Initialization, stage: Stage | N
     row, recipe = ROWS[name], settings.recipe
     title, key = row.title if recipe.shapes else f'{row.data} {row.title}'.strip(), row.key
     if row.task == GENERATION and recipe.extractor != INCEPTION:  # whose figures have other names
-        key = (*key[:-1], *label({key[-1]: 0.0}, recipe.extractor))
+        key = (*key[:-1], name_of(key[-1], recipe.extractor))
         title = key[-1]
     value, status, found = read_value(stage, key, row.factor)
     published = PUBLISHED.get(settings.model, {}).get(name) if init.format == 'addp' else None

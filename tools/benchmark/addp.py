@@ -29,7 +29,6 @@ from pretrain import ADDP
 from pretrain.generation import generate
 from pretrain.generator_loading import precision
 from pretrain.sampling import image_generator
-from pretrain.training import lay_out
 from tools.benchmark.pairs import Call, Row, add_arguments, measure, print_row, time_row
 from tools.benchmark.plain_addp import PlainADDP
 from tools.benchmark.plain_tokenizer import Sizes
@@ -77,7 +76,7 @@ def make_model(sizes: Sizes, frozen_dtype: str | None = None) -> ADDP:
     model = ADDP(**size, img_size=sizes.img_size, patch_size=sizes.patch_size, tokenizer=tokenizer, token_predictor=size,
                  dropout=sizes.dropout, frozen_dtype=frozen_dtype)
     nn.init.normal_(model.tokenizer.codebook, std=0.3)  # a fresh one is all but a single point
-    lay_out(model.tokenizer)
+    model.tokenizer.lay_out()
     return model
 
 
