@@ -71,7 +71,7 @@ def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str 
     read_checkpoints_safely()
     cfg = Config.fromfile(file)
     if cfg.get('default_scope') in VISUALIZATION_HOOKS:
-        _import_quietly(f'{cfg.default_scope}.datasets')
+        import_quietly(f'{cfg.default_scope}.datasets')
     if options:
         check_option_names(cfg, options)
         _make_room(cfg, options)
@@ -231,7 +231,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
                               vis_backends=[dict(type='LocalVisBackend', save_dir=place, img_save_dir='.')])
 
 
-def _import_quietly(module: str) -> None:
+def import_quietly(module: str) -> None:
     """Imports what the Runner would import later, without the lines about an optional package that mmdet prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 
 from addp_backbone.files import replace_file
-from addp_backbone.shapes import SHAPE_CLASSES, Scene, render_scene
+from addp_backbone.shapes import MAX_CLUTTER, SHAPE_CLASSES, Scene, render_scene
 
 BACKGROUND = 'background'
 SEG_CLASSES = (BACKGROUND, *SHAPE_CLASSES)  # mask values 1..11; 0 (void) never occurs
@@ -43,6 +43,10 @@ class ShapeSettings:
         train_per_class: Number of training pictures of one main object in the class-folder tree, for each class.
         val_per_class: The same for validation.
         plain_images: Number of scenes without labels, for pre-training.
+        typical: Probability that a shape is of its class's typical material, in [0, 1].
+        clutter: Largest number of things behind the shapes.
+        min_size: Smallest square root of a shape's area in a scene, as a share of the picture's shorter side.
+        max_size: Largest.
     """
 
     height: int = 256
@@ -53,6 +57,10 @@ class ShapeSettings:
     train_per_class: int = 0
     val_per_class: int = 0
     plain_images: int = 0
+    typical: float = 0.0
+    clutter: int = MAX_CLUTTER
+    min_size: float = 0.1
+    max_size: float = 0.36
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16:
@@ -60,6 +68,9 @@ class ShapeSettings:
         counts = {name: value for name, value in asdict(self).items() if name not in ('height', 'width')}
         if min(counts.values()) < 0:
             raise ValueError(f'the seed and the numbers of pictures must not be negative, got {counts}')
+        if not (0 <= self.typical <= 1 and 0 < self.min_size <= self.max_size <= 1):
+            raise ValueError('wanted typical in [0, 1] and 0 < min_size <= max_size <= 1, '
+                             f'got {self.typical}, {self.min_size} and {self.max_size}')
 
     def counts(self) -> dict[str, int]:
         """Number of pictures of every part."""
@@ -129,11 +140,12 @@ def _write_picture(out: Path, settings: ShapeSettings, job: tuple[str, int]) -> 
     rng = np.random.default_rng([settings.seed, PARTS[part], index])
     if part.startswith('classes'):
         label = index % len(SHAPE_CLASSES)
-        scene = render_scene(rng, settings.height, settings.width, [label], size=(0.35, 0.6), spread=0.25)
+        scene = render_scene(rng, settings.height, settings.width, [label], (0.35, 0.6), 0.25, settings.typical, settings.clutter)
         _write_png(out / part / SHAPE_CLASSES[label] / f'{index:06d}.png', scene.image)
         record: dict[str, Any] = {}
     else:
-        scene = render_scene(rng, settings.height, settings.width)
+        scene = render_scene(rng, settings.height, settings.width, size=(settings.min_size, settings.max_size),
+                             typical=settings.typical, clutter=settings.clutter)
         folder = 'plain' if part == 'plain' else part.replace('scenes', 'images')
         _write_png(out / folder / f'{index:06d}.png', scene.image)
         record = {}

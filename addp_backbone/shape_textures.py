@@ -103,8 +103,8 @@ def draw_color(rng: np.random.Generator, hues: FloatArray) -> FloatArray:
 
 
 def draw_texture(rng: np.random.Generator, height: int, width: int, cell_px: float, hues: FloatArray,
-                 contrast: float = 1.0) -> FloatArray:
-    """Draws a random pattern between two colours, with a little grain.
+                 contrast: float = 1.0, pattern: int | None = None) -> FloatArray:
+    """Draws a pattern between two colours, with a little grain.
 
     Args:
         rng: Source of randomness.
@@ -113,13 +113,14 @@ def draw_texture(rng: np.random.Generator, height: int, width: int, cell_px: flo
         cell_px: Size of the pattern's elements in pixels.
         hues: From :func:`draw_palette`.
         contrast: 1 for two independent colours, towards 0 for one.
+        pattern: Index into :data:`PATTERNS`; None draws one.
 
     Returns:
         (height, width, 3) float32 RGB in about [0, 1].
     """
     first = draw_color(rng, hues)
     second = first + contrast * (draw_color(rng, hues) - first)
-    pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width, max(cell_px, 3.0))
-    texture = first + pattern[..., None] * (second - first)
+    draw = PATTERNS[rng.integers(len(PATTERNS)) if pattern is None else pattern]
+    texture = first + draw(rng, height, width, max(cell_px, 3.0))[..., None] * (second - first)
     grain = smooth_noise(rng, height, width, max(cell_px / 2, 2.0), octaves=2) - 0.5
     return (texture * (1 + 0.25 * grain[..., None])).astype(np.float32)

@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from addp_backbone.shape_textures import FloatArray, draw_palette, draw_texture, smooth_noise
+from addp_backbone.shape_textures import PATTERNS, FloatArray, draw_palette, draw_texture, smooth_noise
 
 SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross', 'hexagon', 'heart', 'crescent', 'arrow')
 MIN_VISIBLE_FRACTION = 0.4  # of a shape, after everything in front of it
 PLACEMENT_TRIALS = 12
 SUPERSAMPLING = 4
+MAX_CLUTTER = 21
 Contours = list[FloatArray]
 
 
@@ -138,7 +139,7 @@ class Canvas:
         return all(np.count_nonzero(mask & ~hidden) >= MIN_VISIBLE_FRACTION * area
                    for mask, area in zip(self.visible, self.full_areas, strict=True))
 
-    def paint(self, alpha: FloatArray, cell_px: float, relief_px: float) -> None:
+    def paint(self, alpha: FloatArray, cell_px: float, relief_px: float, pattern: int | None = None) -> None:
         """Paints a textured, lit patch with a soft shadow where ``alpha`` is, in front of everything so far."""
         ys, xs = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
         margin = int(3 * relief_px) + 2
@@ -149,7 +150,7 @@ class Canvas:
         height, width = patch.shape
         shadow = cv2.GaussianBlur(cv2.warpAffine(patch, shift, (width, height)), (0, 0), max(relief_px, 0.6))
         target *= 1 - 0.55 * shadow[..., None]
-        texture = draw_texture(self.rng, height, width, cell_px, self.hues) * self._shading(patch, relief_px)[..., None]
+        texture = draw_texture(self.rng, height, width, cell_px, self.hues, pattern=pattern) * self._shading(patch, relief_px)[..., None]
         target += patch[..., None] * (texture - target)
         hidden = alpha > 0.5
         self.visible = [mask & ~hidden for mask in self.visible]
@@ -161,9 +162,9 @@ class Canvas:
         slope = cv2.Sobel(height, -1, 1, 0) * self.light[0] + cv2.Sobel(height, -1, 0, 1) * self.light[1]
         return np.clip(1.0 - 0.09 * slope, 0.5, 1.5).astype(np.float32)
 
-    def add_shape(self, alpha: FloatArray, cell_px: float, relief_px: float) -> None:
+    def add_shape(self, alpha: FloatArray, cell_px: float, relief_px: float, pattern: int | None = None) -> None:
         """Paints a shape and records it."""
-        self.paint(alpha, cell_px, relief_px)
+        self.paint(alpha, cell_px, relief_px, pattern)
         self.visible.append(alpha > 0.5)
         self.full_areas.append(float(alpha.sum()))
 
@@ -208,7 +209,12 @@ def _add_clutter(canvas: Canvas, num_items: int, size: tuple[float, float]) -> N
             canvas.paint(alpha, 0.3 * side, relief_px=max(0.06 * side, 0.5))
 
 
-def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float], spread: float) -> list[int]:
+def typical_material(label: int) -> tuple[int, tuple[float, float]]:
+    """Pattern (an index into :data:`PATTERNS`) of a class, and the size of its elements as a share of the shape's side (smallest, largest)."""
+    return label % len(PATTERNS), (0.3, 0.5) if label < len(PATTERNS) else (0.12, 0.18)
+
+
+def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float], spread: float, typical: float) -> list[int]:
     """Places shapes where they and those behind them stay visible; returns the labels of those that found a place."""
     rng, unit = canvas.rng, canvas.unit_px
     height, width = canvas.pixels.shape[:2]
@@ -219,7 +225,8 @@ def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float]
             center = (0.5 + spread * rng.uniform(-0.5, 0.5, 2)) * [width, height]
             alpha = canvas.coverage(_place(rng, SHAPE_CLASSES[label], side, center))
             if alpha.sum() >= 0.6 * side**2 and canvas.leaves_others_visible(alpha):
-                canvas.add_shape(alpha, side * rng.uniform(0.12, 0.5), relief_px=max(side * rng.uniform(0.03, 0.1), 0.8))
+                pattern, cells = typical_material(label) if typical and rng.random() < typical else (None, (0.12, 0.5))
+                canvas.add_shape(alpha, side * rng.uniform(*cells), max(side * rng.uniform(0.03, 0.1), 0.8), pattern)
                 placed.append(label)
                 break
     return placed
@@ -238,7 +245,7 @@ def _develop(canvas: Canvas) -> NDArray[np.uint8]:
 
 
 def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequence[int] | None = None,
-                 size: tuple[float, float] = (0.1, 0.36), spread: float = 1.0) -> Scene:
+                 size: tuple[float, float] = (0.1, 0.36), spread: float = 1.0, typical: float = 0.0, clutter: int = MAX_CLUTTER) -> Scene:
     """Renders a picture.
 
     Args:
@@ -248,6 +255,8 @@ def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequ
         labels: Classes to place from back to front (one that finds no place is left out); None draws 3 to 9 at random.
         size: Smallest and largest square root of a shape's area, as a share of the picture's shorter side.
         spread: 1 places shapes anywhere, 0 in the middle.
+        typical: Probability that a shape is of its class's typical material (:func:`typical_material`), as things in photographs often are.
+        clutter: Largest number of things behind the shapes that belong to no class; at least a third of it are there.
 
     Returns:
         The picture, at least one shape on it.
@@ -260,9 +269,9 @@ def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequ
     if labels is None:
         labels = rng.integers(0, len(SHAPE_CLASSES), rng.integers(3, 10)).tolist()
     canvas = Canvas(rng, height, width)
-    _add_clutter(canvas, int(rng.integers(8, 22)), (0.03, 0.22))
+    _add_clutter(canvas, int(rng.integers(8 * clutter // MAX_CLUTTER, clutter + 1)), (0.03, 0.22))
     placed: list[int] = []
     while not placed:
-        placed = _add_shapes(canvas, labels, size, spread)
-    _add_clutter(canvas, int(rng.integers(0, 5)), (0.02, 0.07))
+        placed = _add_shapes(canvas, labels, size, spread, typical)
+    _add_clutter(canvas, int(rng.integers(0, min(5, clutter + 1))), (0.02, 0.07))
     return Scene(_develop(canvas), np.array(placed, np.int64), np.stack(canvas.visible))

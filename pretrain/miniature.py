@@ -112,13 +112,16 @@ class Miniature:
         self.backbone = work / 'backbone.pth'
 
     def stages(self) -> list[Stage]:
-        """All stages in order; each uses only files of those before it."""
-        stages = [self._make_data(), *self._pretrain(), *self._generate(), *self._make_configs()]
-        for seed in self.seeds:
-            for task in ('finetune', 'linear', 'det', 'seg'):
-                for init in INITS:
+        """All stages in order; each uses only files of those before it, and names them.
+
+        Those from random weights stand first: they can run beside pre-training.
+        """
+        stages = [self._make_data(), *self._pretrain(), *self._make_configs()]
+        for init in reversed(INITS):
+            for seed in self.seeds:
+                for task in ('det', 'seg', 'finetune', 'linear'):
                     stages += self._transfer(task, init, seed)
-        return [*stages, *self._show()]
+        return [*stages, *self._generate(), *self._show()]
 
     def result_file(self, task: str, init: str, seed: int) -> Path:
         """Where the evaluation of a transfer training leaves its numbers."""
@@ -139,32 +142,33 @@ class Miniature:
         tokenizer = f'model.init_cfg.tokenizer={work / "tokenizer"}'
         predictor = f'model.init_cfg.token_predictor={work / "token_predictor"}'
         return [
-            self._pretrain_one('tokenizer', s.tokenizer, 150, 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
+            self._pretrain_one('tokenizer', 'shapes', s.tokenizer, 150, 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
                                'custom_hooks.2.stop_after_iters=' + str(s.tokenizer * 3 // 4)),
-            self._pretrain_one('token_predictor', s.token_predictor, 70, tokenizer),
-            self._pretrain_one('addp', s.addp, 120, tokenizer, predictor),
+            self._pretrain_one('token_predictor', 'tokenizer', s.token_predictor, 70, tokenizer),
+            self._pretrain_one('addp', 'token_predictor', s.addp, 120, tokenizer, predictor),
             Stage('convert', 8, ('tools/convert_checkpoint.py', str(work / f'addp/iter_{s.addp}.pth'), str(self.backbone),
-                                 '--patch-size', '8', '--img-size', '128'), (self.backbone,)),
+                                 '--patch-size', '8', '--img-size', '128'), (self.backbone,), ('addp',)),
         ]
 
-    def _pretrain_one(self, network: str, iters: int, seconds: float, *options: str) -> Stage:
+    def _pretrain_one(self, network: str, needs: str, iters: int, seconds: float, *options: str) -> Stage:
         checkpoint = self.work / network / f'iter_{iters}.pth'
         return Stage(network, seconds, (
             'tools/train.py', f'pretrain/configs/{network}_tiny.py', '--work-dir', str(self.work / network), '--resume', *self.precision,
             '--cfg-options',
             f'train_cfg.max_iters={iters}', f'train_dataloader.dataset.data_root={self.data / "plain"}',
-            f'default_hooks.checkpoint.interval={-(-iters // 4)}', *options), (checkpoint,))
+            f'default_hooks.checkpoint.interval={-(-iters // 4)}', *options), (checkpoint,), (needs,))
 
     def _generate(self) -> list[Stage]:
         samples, reference, result = self.work / 'samples', self.work / 'reference', self.work / 'results' / 'generation.json'
         return [
             Stage('generate', 20, (
                 'tools/generate.py', 'pretrain/configs/addp_tiny.py', str(self.work / 'addp'), '--num-images', str(self.sizes.samples),
-                '--out', str(samples), '--steps-figure', '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',)),
-            Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32')),
+                '--out', str(samples), '--steps-figure', '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',), ('addp',)),
+            Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32'),
+                  needs=('shapes',)),
             Stage('fid_is', 15, ('tools/evaluate_generation.py', str(samples), str(reference), '--feature-extractor',
                                  RANDOM_CONVOLUTIONS, '--metrics', 'fid', 'isc', '--allow-protocol-mismatch', '--out', str(result)),
-                  (result,)),
+                  (result,), ('generate', 'reference')),
         ]
 
     def _make_configs(self) -> list[Stage]:
@@ -174,25 +178,29 @@ class Miniature:
         return [
             Stage('det_config', 8, ('tools/new_dataset.py', 'det', '--out', str(det), '--force', '--base',
                                     'det_configs/addp_tiny_maskrcnn_128px.py', *both,
-                                    *(f'--{split}-json={self.data}/instances_{split}.json' for split in ('train', 'val'))), (det,)),
+                                    *(f'--{split}-json={self.data}/instances_{split}.json' for split in ('train', 'val'))), (det,), ('shapes',)),
             Stage('seg_config', 8, ('tools/new_dataset.py', 'seg', '--out', str(seg), '--force', '--base',
                                     'seg_configs/addp_tiny_upernet_128px.py', f'--classes={self.data}/classes.json', *both,
-                                    *(f'--{split}-masks={self.data}/annotations/{split}' for split in ('train', 'val'))), (seg,)),
+                                    *(f'--{split}-masks={self.data}/annotations/{split}' for split in ('train', 'val'))), (seg,), ('shapes',)),
         ]
 
     def _transfer(self, task: str, init: str, seed: int) -> list[Stage]:
         """Training and evaluation."""
         config, seconds, options = self._classify(task, init) if task in ('finetune', 'linear') else self._predict_densely(task, init)
         run, result = self.run_dir(task, init, seed), self.result_file(task, init, seed)
-        name = f'{task}_{init}' + (f'_seed{seed}' if len(self.seeds) > 1 else '')
+        name = self._name(task, init, seed)
+        data, weights = (f'{task}_config', 'convert') if task in ('det', 'seg') else ('shapes', 'addp')
         return [
             Stage(name, seconds, ('tools/train.py', str(config), '--work-dir', str(run), '--resume', *self.precision,
                                   '--cfg-options',
-                                  f'randomness.seed={seed}', *options), (run / 'last_checkpoint',)),
+                                  f'randomness.seed={seed}', *options), (run / 'last_checkpoint',), (data, weights) if init == 'addp' else (data,)),
             Stage(f'{name}_test', 12, ('tools/test.py', str(config), str(run), '--work-dir', str(run / 'test'), '--out', str(result),
                                        '--cfg-options', *(o for o in options if 'data_root' in o), 'model.backbone.init_cfg=None'),
-                  (result,)),
+                  (result,), (name,)),
         ]
+
+    def _name(self, task: str, init: str, seed: int) -> str:
+        return f'{task}_{init}' + (f'_seed{seed}' if len(self.seeds) > 1 else '')
 
     def _classify(self, task: str, init: str) -> tuple[Path, float, list[str]]:
         weights = ['model.backbone.init_cfg=None'] if init == 'random' else [
@@ -219,10 +227,10 @@ class Miniature:
             checkpoint = self.run_dir(task, 'addp', self.seeds[0]) / f'iter_{iters}.pth'
             stages.append(Stage(f'{task}_predict', 10, (
                 'tools/predict.py', f'{self.work}/configs/shapes_{task}.py', str(checkpoint), *shown, '--out', str(out)),
-                (out / 'predictions.json',)))
+                (out / 'predictions.json',), (self._name(task, 'addp', self.seeds[0]),)))
         curves = self.work / 'curves.png'
         runs = [str(self.work / name) for name in ('tokenizer', 'token_predictor', 'addp')]
-        return [*stages, Stage('curves', 5, ('tools/plot_curves.py', *runs, '--out', str(curves)), (curves,))]
+        return [*stages, Stage('curves', 5, ('tools/plot_curves.py', *runs, '--out', str(curves)), (curves,), ('addp',))]
 
     def results(self) -> dict[str, dict[str, list[float]]]:
         """Reads every result file: row title -> initialisation -> one number for each seed.

@@ -1,4 +1,4 @@
-"""A list of commands, run one after the other: progress and remaining time, resumed where a run was cut.
+"""A list of commands with what each needs: run side by side, progress and remaining time, resumed where a run was cut.
 
 ``tools/quickstart.py`` is the command. A finished stage leaves ``<work_dir>/finished/<name>.json``; it is not repeated as long as its
 command stays the same and the files it makes are there.
@@ -10,22 +10,21 @@ import fcntl
 import hashlib
 import json
 import re
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from addp_backbone.files import replace_file
-from addp_backbone.orphans import die_with_parent
+from pretrain.stage_processes import StageProcess, Start, start_command
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.2
 _NEW_LINE_SECONDS = 30  # between lines of progress where there is no terminal
 _TAIL_LINES = 15
 _TAIL_BYTES = 4096
+_LINE_WIDTH = 118
 _COUNTS = re.compile(r'(?:\[ *(\d+)/(\d+)\])|(?:\| *(\d+)/(\d+) \[)')  # of mmengine's log lines; of tqdm's bars
 
 
@@ -42,12 +41,14 @@ class Stage:
         seconds: About how long it takes, for the remaining time; scaled by how long the stages before it took.
         command: Arguments for Python.
         outputs: Files that are there once it has finished.
+        needs: Names of the stages that have to finish first.
     """
 
     name: str
     seconds: float
     command: tuple[str, ...]
     outputs: tuple[Path, ...] = ()
+    needs: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -55,29 +56,48 @@ class Stage:
         return hashlib.sha256(json.dumps(self.command).encode()).hexdigest()
 
 
-def run_stages(stages: Sequence[Stage], work_dir: Path, root: Path) -> None:
-    """Runs the stages that have not finished yet, in order; prints progress and remaining time.
+def run_stages(stages: Sequence[Stage], work_dir: Path, root: Path, lanes: int = 1, start: Start = start_command) -> None:
+    """Runs the stages that have not finished yet; prints progress and remaining time.
 
     Args:
-        stages: What to run; names must differ.
+        stages: What to run; names must differ. Of those whose needs have finished the first in this order starts first.
         work_dir: Gets ``logs/<name>.log`` and ``finished/<name>.json``.
         root: Folder to run the commands in.
+        lanes: How many run side by side.
+        start: Starts a command.
 
     Raises:
-        StageError: If a command fails, or leaves out one of its outputs.
+        StageError: If a command fails, or leaves out one of its outputs; the stages beside it are stopped.
+        ValueError: If stages need each other in a circle, or one that there is not.
     """
-    with alone(work_dir) as lock:
-        speed = 1.0  # measured seconds by estimated seconds, of what ran so far
-        measured = estimated = 0.0
-        for i, stage in enumerate(stages):
-            label = f'[{i + 1:2}/{len(stages)}] {stage.name:24}'
-            if (seconds := finished_seconds(stage, work_dir)) is not None:
-                _say(f'{label} finished before, in {seconds:.0f} s')
-            else:
-                later = speed * sum(s.seconds for s in stages[i + 1:] if finished_seconds(s, work_dir) is None)
-                seconds = _run(stage, work_dir, root, lock, label, speed * stage.seconds, later)
-            measured, estimated = measured + seconds, estimated + stage.seconds
-            speed = (measured + 60) / (estimated + 60)  # cautious while little has run
+    _check_order(stages)
+    with alone(work_dir) as lock, ExitStack() as processes:
+        board = _Board(stages, work_dir, lanes)
+        running: list[_Running] = []
+        while True:
+            ready = [stage for stage in board.pending if all(name in board.finished for name in stage.needs)]
+            for stage in ready[:lanes - len(running)]:
+                board.pending.remove(stage)
+                log = work_dir / 'logs' / f'{stage.name}.log'
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.touch()
+                running.append(_Running(stage, log, processes.enter_context(start(stage.command, root, log, lock))))
+            if not running:
+                return
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                board.finish(one.stage, one.close(work_dir))
+            board.show(running)
+            time.sleep(_POLL_SECONDS)
+
+
+def _check_order(stages: Sequence[Stage]) -> None:
+    """Raises ValueError if a stage needs one that does not stand before it."""
+    seen: set[str] = set()
+    for stage in stages:
+        if missing := [name for name in stage.needs if name not in seen]:
+            raise ValueError(f'stage {stage.name} needs {", ".join(missing)}, which must stand before it')
+        seen.add(stage.name)
 
 
 def finished_seconds(stage: Stage, work_dir: Path) -> float | None:
@@ -89,52 +109,71 @@ def finished_seconds(stage: Stage, work_dir: Path) -> float | None:
     return record['seconds'] if record['fingerprint'] == stage.fingerprint else None
 
 
-def _run(stage: Stage, work_dir: Path, root: Path, lock: int, label: str, expected: float, later: float) -> float:
-    log = work_dir / 'logs' / f'{stage.name}.log'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    with log.open('ab') as file, child_process([sys.executable, *stage.command], root, file, lock) as process:
-        line = _ProgressLine(label)
-        while process.poll() is None:
-            elapsed = time.monotonic() - started
-            done, total = read_counts(log)
-            left = elapsed * (total - done) / done if done and total else max(expected - elapsed, 0.0)
-            line.show(f'{done}/{total}' if total else '', left, left + later)
-            time.sleep(_POLL_SECONDS)
-    seconds = time.monotonic() - started
-    missing = [str(path) for path in stage.outputs if not path.exists()]
-    if process.returncode or missing:
-        what = f'exit code {process.returncode}' if process.returncode else f'it wrote no {", ".join(missing)}'
-        raise StageError(f'stage {stage.name} failed ({what}); the end of {log}:\n{end_of(log)}')
-    replace_file(work_dir / 'finished' / f'{stage.name}.json',
-                 json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1))) + '\n')
-    line.end(seconds)
-    return seconds
+class _Running:
+    """A stage that has started."""
+
+    def __init__(self, stage: Stage, log: Path, process: StageProcess) -> None:
+        self.stage, self.log, self.process = stage, log, process
+        self.started = time.monotonic()
+
+    def seconds_left(self, expected: float) -> tuple[float, str]:
+        """How long it still takes, and how far it is."""
+        elapsed = time.monotonic() - self.started
+        done, total = read_counts(self.log)
+        left = elapsed * (total - done) / done if done and total else max(expected - elapsed, 0.0)
+        return left, f'{done}/{total}' if total else ''
+
+    def close(self, work_dir: Path) -> float:
+        """Marks it as finished; returns how long it took."""
+        seconds, stage = time.monotonic() - self.started, self.stage
+        missing = [str(path) for path in stage.outputs if not path.exists()]
+        if (code := self.process.poll()) or missing:
+            what = f'exit code {code}' if code else f'it wrote no {", ".join(missing)}'
+            raise StageError(f'stage {stage.name} failed ({what}); the end of {self.log}:\n{end_of(self.log)}')
+        replace_file(work_dir / 'finished' / f'{stage.name}.json',
+                     json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1))) + '\n')
+        return seconds
 
 
-class _ProgressLine:
-    """One line that is drawn over on a terminal; elsewhere a new line now and then."""
+class _Board:
+    """What is finished, what is pending, and what people see of it: a line that is drawn over on a terminal, a new one now and then elsewhere."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.shown = -float('inf')
+    def __init__(self, stages: Sequence[Stage], work_dir: Path, lanes: int) -> None:
+        self.count, self.lanes, self.shown = len(stages), lanes, -float('inf')
+        self.measured = self.estimated = 0.0
+        self.finished: set[str] = set()
+        self.pending: list[Stage] = []
+        for stage in stages:
+            if (seconds := finished_seconds(stage, work_dir)) is None:
+                self.pending.append(stage)
+            else:
+                self.finish(stage, seconds, 'finished before, in ')
 
-    def show(self, counts: str, left: float, left_in_all: float) -> None:
-        text = f'{self.label} {counts:>12}  {_minutes(left)} left, {_minutes(left_in_all)} in all'
-        if sys.stdout.isatty():
-            _say(f'\r{text:100}', end='')
-        elif time.monotonic() - self.shown > _NEW_LINE_SECONDS:
-            _say(text)
-            self.shown = time.monotonic()
+    @property
+    def speed(self) -> float:
+        """Measured seconds by estimated seconds, of what ran so far; cautious while little has run."""
+        return (self.measured + 60) / (self.estimated + 60)
 
-    def end(self, seconds: float) -> None:
-        text = f'{self.label} {"":12}  {seconds:.0f} s'
-        _say(f'\r{text:100}' if sys.stdout.isatty() else text)
+    def finish(self, stage: Stage, seconds: float, word: str = '') -> None:
+        self.finished.add(stage.name)
+        self.measured, self.estimated = self.measured + seconds, self.estimated + stage.seconds
+        self._say(f'[{len(self.finished):2}/{self.count}] {stage.name:24} {word}{seconds:.0f} s\n')
 
+    def show(self, running: Sequence[_Running]) -> None:
+        terminal = sys.stdout.isatty()
+        if not running or not terminal and time.monotonic() - self.shown < _NEW_LINE_SECONDS:
+            return
+        left = [one.seconds_left(self.speed * one.stage.seconds) for one in running]
+        later = self.speed * sum(stage.seconds for stage in self.pending)
+        in_all = max([seconds for seconds, _ in left] + [(later + sum(seconds for seconds, _ in left)) / self.lanes])
+        now = '; '.join(f'{one.stage.name} {counts} {_minutes(seconds)}' for one, (seconds, counts) in zip(running, left, strict=True))
+        self._say(f'{_minutes(in_all)} left in all; {now}' + ('' if terminal else '\n'))
+        self.shown = time.monotonic()
 
-def _say(text: str, end: str = '\n') -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    @staticmethod
+    def _say(text: str) -> None:
+        sys.stdout.write(f'\r{text[:-1]:{_LINE_WIDTH}}{text[-1]}' if sys.stdout.isatty() else text)
+        sys.stdout.flush()
 
 
 def _minutes(seconds: float) -> str:
@@ -162,24 +201,7 @@ def alone(work_dir: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f'{work_dir} is in use by another run, or by the stage that a killed one left behind: waiting for it')
+            sys.stdout.write(f'{work_dir} is in use by another run, or by the stage that a killed one left behind: waiting for it\n')
+            sys.stdout.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
-
-
-@contextmanager
-def child_process(command: Sequence[str], root: Path, log: IO[bytes], lock: int,
-                  environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
-    """A process that ends with us where the system can do that, and that never outlives an exception here."""
-    process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                               pass_fds=(lock,), preexec_fn=die_with_parent)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from addp_backbone.shape_dataset import ShapeSettings, write_shapes
+from addp_backbone.shapes import MAX_CLUTTER
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -44,6 +45,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--plain', type=int, default=0, help='pictures without labels, for pre-training')
     parser.add_argument('--size', type=parse_size, default=(256, 256), help='256 or 480x360 (default: 256)')
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    parser.add_argument('--typical', type=float, default=0.0, metavar='P', help='probability that a shape is of its class\'s typical '
+                        'material, which makes classes easier to tell apart (default: %(default)s)')
+    parser.add_argument('--clutter', type=int, default=MAX_CLUTTER, help='most things behind the shapes (default: %(default)s)')
+    parser.add_argument('--shape-size', type=float, nargs=2, default=(0.1, 0.36), metavar=('MIN', 'MAX'),
+                        help='side of shapes in scenes as a share of the picture\'s shorter side (default: 0.1 0.36)')
     parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
                         else os.cpu_count() or 1, help='processes (default: %(default)s)')
     return parser.parse_args(argv)
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     height, width = args.size
     try:
         settings = ShapeSettings(height, width, args.seed, args.train, args.val, args.train_per_class, args.val_per_class,
-                                 args.plain)
+                                 args.plain, args.typical, args.clutter, *args.shape_size)
         write_shapes(args.out, settings, args.workers, show_progress)
     except (ValueError, OSError) as error:
         print(f'make_shapes: {error}', file=sys.stderr)

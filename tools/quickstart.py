@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +25,11 @@ import torch
 from addp_backbone.files import replace_file
 from pretrain.miniature import Miniature, Sizes, as_markdown
 from pretrain.report import make_report
+from pretrain.stage_processes import ToolForks, start_command
 from pretrain.stages import StageError, finished_seconds, run_stages
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_LANES = 4
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,17 +38,26 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes')
     parser.add_argument('--scale', type=float, default=1.0, help='multiplies images and iterations; 0.01 shows in minutes that it runs')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds of the transfer trainings (default: 0)')
-    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, default=has_amx(),
-                        help='train in bfloat16 autocast (default: if the CPU has matrix units for it)')
+    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, default=has_quick_bfloat16(),
+                        help='train in bfloat16 autocast (default: if the CPU has instructions for it)')
     args = parser.parse_args(argv)
     if args.scale <= 0 or len(set(args.seeds)) != len(args.seeds):
         parser.error(f'--scale must be positive and --seeds differ, got {args.scale} and {args.seeds}')
     return args
 
 
-def has_amx() -> bool:
-    """Whether bfloat16 is the quicker choice: with Intel's matrix units, not where it is emulated."""
-    return bool(getattr(torch.cpu, '_is_amx_tile_supported', bool)())
+def has_quick_bfloat16() -> bool:
+    """Whether bfloat16 is the quicker choice: with AVX-512's instructions or AMX, not where it is emulated."""
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+
+
+def run(miniature: Miniature) -> str:
+    """Runs what has not finished yet, as many stages side by side as there are cores; returns how."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    lanes = min(MAX_LANES, cores)
+    threads = cores // lanes
+    run_stages(miniature.stages(), miniature.work, ROOT, lanes, ToolForks(threads) if sys.platform == 'linux' else start_command)
+    return f'{lanes} side by side with {threads} CPU thread{"s" * (threads > 1)} each'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     work = args.work_dir.absolute()
     miniature = Miniature(work, Sizes().scaled(args.scale), args.seeds, args.amp)
-    stages = miniature.stages()
+    started = time.monotonic()
     try:
-        run_stages(stages, work, ROOT)
+        lanes = run(miniature)
     except StageError as error:
         print(f'quickstart: {error}', file=sys.stderr)
         return 1
@@ -63,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     results = miniature.results()
     table = as_markdown(results)
+    stages = miniature.stages()
     minutes = sum(finished_seconds(stage, work) or 0 for stage in stages) / 60
-    notes = [f'{minutes:.1f} minutes in {len(stages)} stages; torch {torch.__version__}, {torch.get_num_threads()} threads, '
-             f'{platform.machine()}.']
+    notes = [f'{minutes:.1f} minutes of stages, {lanes}; {(time.monotonic() - started) / 60:.1f} minutes in all since this command started. '
+             f'{len(stages)} stages, {"bfloat16" if args.amp else "float32"}, torch {torch.__version__}, {platform.machine()}.']
     replace_file(work / 'results.json', json.dumps(results, indent=2) + '\n')
     replace_file(work / 'results.md', table)
     replace_file(work / 'report.html', make_report(miniature, results, notes))

@@ -13,7 +13,8 @@ from textwrap import indent
 from addp_backbone.files import replace_file
 from pretrain.reproduction.plan import FINISHED_FILE, Plan, Stage
 from pretrain.reproduction.recipes import REPOSITORY
-from pretrain.stages import alone, child_process, end_of
+from pretrain.stage_processes import child_process
+from pretrain.stages import alone, end_of
 
 LOG_FILE = 'log.txt'
 
@@ -32,7 +33,7 @@ def run_in_shell(stage: Stage, log: Path, lock: int) -> int:
         The exit code.
     """
     environment = {**os.environ, 'PYTHON': sys.executable}  # tools/torchrun.sh takes it
-    with log.open('ab') as file, child_process(stage.command(sys.executable), REPOSITORY, file, lock, environment) as process:
+    with child_process(stage.command(sys.executable), REPOSITORY, log, lock, environment) as process:
         return process.wait()
 
 
