@@ -85,6 +85,7 @@ def _cells(rng: np.random.Generator, height: int, width: int, cell_px: float) ->
 
 PATTERNS: tuple[Callable[[np.random.Generator, int, int, float], FloatArray], ...] = (
     _stripes, _checks, _dots, _marble, _clouds, _cells)
+CHECKS, CLOUDS = PATTERNS.index(_checks), PATTERNS.index(_clouds)
 
 
 def draw_palette(rng: np.random.Generator, num_hues: int = 3) -> FloatArray:
@@ -96,14 +97,14 @@ def draw_palette(rng: np.random.Generator, num_hues: int = 3) -> FloatArray:
     return (rng.random() + np.cumsum(rng.uniform(0.08, 0.38, num_hues))).astype(np.float32) % 1
 
 
-def draw_color(rng: np.random.Generator, hues: FloatArray) -> FloatArray:
+def draw_color(rng: np.random.Generator, hues: FloatArray, saturation: tuple[float, float] = (0.15, 0.85)) -> FloatArray:
     """Draws an RGB colour near one of the hues; (3,) float32 in [0, 1]."""
     hue = (rng.choice(hues) + rng.normal(0, 0.025)) % 1
-    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.15, 0.85), rng.uniform(0.3, 1.0)), np.float32)
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(0.3, 1.0)), np.float32)
 
 
 def draw_texture(rng: np.random.Generator, height: int, width: int, cell_px: float, hues: FloatArray,
-                 contrast: float = 1.0, pattern: int | None = None) -> FloatArray:
+                 contrast: float = 1.0, pattern: int | None = None, saturation: tuple[float, float] = (0.15, 0.85)) -> FloatArray:
     """Draws a pattern between two colours, with a little grain.
 
     Args:
@@ -114,12 +115,13 @@ def draw_texture(rng: np.random.Generator, height: int, width: int, cell_px: flo
         hues: From :func:`draw_palette`.
         contrast: 1 for two independent colours, towards 0 for one.
         pattern: Index into :data:`PATTERNS`; None draws one.
+        saturation: Smallest and largest saturation of the colours, in [0, 1].
 
     Returns:
         (height, width, 3) float32 RGB in about [0, 1].
     """
-    first = draw_color(rng, hues)
-    second = first + contrast * (draw_color(rng, hues) - first)
+    first = draw_color(rng, hues, saturation)
+    second = first + contrast * (draw_color(rng, hues, saturation) - first)
     draw = PATTERNS[rng.integers(len(PATTERNS)) if pattern is None else pattern]
     texture = first + draw(rng, height, width, max(cell_px, 3.0))[..., None] * (second - first)
     grain = smooth_noise(rng, height, width, max(cell_px / 2, 2.0), octaves=2) - 0.5

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from addp_backbone.shape_textures import PATTERNS, FloatArray, draw_palette, draw_texture, smooth_noise
+from addp_backbone.shape_textures import CHECKS, CLOUDS, FloatArray, draw_palette, draw_texture, smooth_noise
 
 SHAPE_CLASSES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross', 'hexagon', 'heart', 'crescent', 'arrow')
 MIN_VISIBLE_FRACTION = 0.4  # of a shape, after everything in front of it
@@ -22,6 +22,27 @@ PLACEMENT_TRIALS = 12
 SUPERSAMPLING = 4
 MAX_CLUTTER = 21
 Contours = list[FloatArray]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a surface is made of; the defaults leave everything to chance.
+
+    Attributes:
+        pattern: Index into :data:`addp_backbone.shape_textures.PATTERNS`, or None for any.
+        hue: In [0, 1), or None for any of the scene's.
+        saturation: Smallest and largest saturation of its colours.
+        cells: Smallest and largest size of the pattern's elements, as a share of the shape's side.
+    """
+
+    pattern: int | None = None
+    hue: float | None = None
+    saturation: tuple[float, float] = (0.15, 0.85)
+    cells: tuple[float, float] = (0.12, 0.5)
+
+
+ANY_MATERIAL = Material()
+DULL = Material(pattern=CLOUDS, saturation=(0.0, 0.3))  # of backgrounds where classes have typical materials
 
 
 @dataclass(frozen=True)
@@ -106,16 +127,17 @@ class Canvas:
         rng: Source of randomness.
         height: Rows.
         width: Columns.
+        ground: What the background is made of.
     """
 
-    def __init__(self, rng: np.random.Generator, height: int, width: int):
+    def __init__(self, rng: np.random.Generator, height: int, width: int, ground: Material = ANY_MATERIAL):
         self.rng = rng
         self.hues = draw_palette(rng)
         self.unit_px = float(min(height, width))
         angle = rng.uniform(0, 2 * np.pi)
         self.light: FloatArray = np.array([np.cos(angle), np.sin(angle)], np.float32)
         self.pixels = draw_texture(rng, height, width, self.unit_px * rng.uniform(0.06, 0.3), self.hues,
-                                   contrast=rng.uniform(0.3, 0.9))
+                                   contrast=rng.uniform(0.3, 0.9), pattern=ground.pattern, saturation=ground.saturation)
         self.visible: list[NDArray[np.bool_]] = []
         self.full_areas: list[float] = []
 
@@ -139,7 +161,7 @@ class Canvas:
         return all(np.count_nonzero(mask & ~hidden) >= MIN_VISIBLE_FRACTION * area
                    for mask, area in zip(self.visible, self.full_areas, strict=True))
 
-    def paint(self, alpha: FloatArray, cell_px: float, relief_px: float, pattern: int | None = None) -> None:
+    def paint(self, alpha: FloatArray, cell_px: float, relief_px: float, material: Material = ANY_MATERIAL) -> None:
         """Paints a textured, lit patch with a soft shadow where ``alpha`` is, in front of everything so far."""
         ys, xs = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
         margin = int(3 * relief_px) + 2
@@ -150,7 +172,9 @@ class Canvas:
         height, width = patch.shape
         shadow = cv2.GaussianBlur(cv2.warpAffine(patch, shift, (width, height)), (0, 0), max(relief_px, 0.6))
         target *= 1 - 0.55 * shadow[..., None]
-        texture = draw_texture(self.rng, height, width, cell_px, self.hues, pattern=pattern) * self._shading(patch, relief_px)[..., None]
+        hues = self.hues if material.hue is None else np.array([material.hue], np.float32)
+        texture = draw_texture(self.rng, height, width, cell_px, hues, pattern=material.pattern, saturation=material.saturation)
+        texture *= self._shading(patch, relief_px)[..., None]
         target += patch[..., None] * (texture - target)
         hidden = alpha > 0.5
         self.visible = [mask & ~hidden for mask in self.visible]
@@ -162,9 +186,9 @@ class Canvas:
         slope = cv2.Sobel(height, -1, 1, 0) * self.light[0] + cv2.Sobel(height, -1, 0, 1) * self.light[1]
         return np.clip(1.0 - 0.09 * slope, 0.5, 1.5).astype(np.float32)
 
-    def add_shape(self, alpha: FloatArray, cell_px: float, relief_px: float, pattern: int | None = None) -> None:
+    def add_shape(self, alpha: FloatArray, cell_px: float, relief_px: float, material: Material = ANY_MATERIAL) -> None:
         """Paints a shape and records it."""
-        self.paint(alpha, cell_px, relief_px, pattern)
+        self.paint(alpha, cell_px, relief_px, material)
         self.visible.append(alpha > 0.5)
         self.full_areas.append(float(alpha.sum()))
 
@@ -209,9 +233,10 @@ def _add_clutter(canvas: Canvas, num_items: int, size: tuple[float, float]) -> N
             canvas.paint(alpha, 0.3 * side, relief_px=max(0.06 * side, 0.5))
 
 
-def typical_material(label: int) -> tuple[int, tuple[float, float]]:
-    """Pattern (an index into :data:`PATTERNS`) of a class, and the size of its elements as a share of the shape's side (smallest, largest)."""
-    return label % len(PATTERNS), (0.3, 0.5) if label < len(PATTERNS) else (0.12, 0.18)
+def typical_material(label: int) -> Material:
+    """What a class's shapes are mostly made of, where classes have typical materials: one of five hues, plain or chequered."""
+    plain = label < len(SHAPE_CLASSES) // 2
+    return Material(CLOUDS if plain else CHECKS, (label % 5) / 5, (0.5, 0.9), (0.25, 0.4))
 
 
 def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float], spread: float, typical: float) -> list[int]:
@@ -225,8 +250,8 @@ def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float]
             center = (0.5 + spread * rng.uniform(-0.5, 0.5, 2)) * [width, height]
             alpha = canvas.coverage(_place(rng, SHAPE_CLASSES[label], side, center))
             if alpha.sum() >= 0.6 * side**2 and canvas.leaves_others_visible(alpha):
-                pattern, cells = typical_material(label) if typical and rng.random() < typical else (None, (0.12, 0.5))
-                canvas.add_shape(alpha, side * rng.uniform(*cells), max(side * rng.uniform(0.03, 0.1), 0.8), pattern)
+                material = typical_material(label) if typical and rng.random() < typical else ANY_MATERIAL
+                canvas.add_shape(alpha, side * rng.uniform(*material.cells), max(side * rng.uniform(0.03, 0.1), 0.8), material)
                 placed.append(label)
                 break
     return placed
@@ -255,7 +280,8 @@ def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequ
         labels: Classes to place from back to front (one that finds no place is left out); None draws 3 to 9 at random.
         size: Smallest and largest square root of a shape's area, as a share of the picture's shorter side.
         spread: 1 places shapes anywhere, 0 in the middle.
-        typical: Probability that a shape is of its class's typical material (:func:`typical_material`), as things in photographs often are.
+        typical: Probability that a shape is of its class's typical material (:func:`typical_material`), as things in photographs often are;
+            backgrounds are dull then. 0: material tells nothing, outlines alone do.
         clutter: Largest number of things behind the shapes that belong to no class; at least a third of it are there.
 
     Returns:
@@ -268,7 +294,7 @@ def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequ
         raise ValueError(f'a scene must be at least 16 x 16 pixels, got {height} x {width}')
     if labels is None:
         labels = rng.integers(0, len(SHAPE_CLASSES), rng.integers(3, 10)).tolist()
-    canvas = Canvas(rng, height, width)
+    canvas = Canvas(rng, height, width, DULL if typical else ANY_MATERIAL)
     _add_clutter(canvas, int(rng.integers(8 * clutter // MAX_CLUTTER, clutter + 1)), (0.03, 0.22))
     placed: list[int] = []
     while not placed:

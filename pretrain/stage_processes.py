@@ -113,7 +113,7 @@ def _run_script(command: tuple[str, ...], root: Path, log: Path, threads: int) -
     import torch
 
     die_with_parent()
-    with log.open('ab') as file, open(os.devnull, 'rb') as nothing:
+    with log.open('ab') as file, Path(os.devnull).open('rb') as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

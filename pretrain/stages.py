@@ -161,7 +161,7 @@ class _Board:
 
     def show(self, running: Sequence[_Running]) -> None:
         terminal = sys.stdout.isatty()
-        if not running or not terminal and time.monotonic() - self.shown < _NEW_LINE_SECONDS:
+        if not running or (not terminal and time.monotonic() - self.shown < _NEW_LINE_SECONDS):
             return
         left = [one.seconds_left(self.speed * one.stage.seconds) for one in running]
         later = self.speed * sum(stage.seconds for stage in self.pending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import runpy
 from pathlib import Path
@@ -53,6 +54,37 @@ def test_shapes_overlap_yet_stay_visible_and_no_pixel_has_two() -> None:
         hulls = [cv2.convexHull(np.argwhere(mask).astype(np.int32)) for mask in scene.masks]
         visible_share += [m.sum() / cv2.contourArea(hull) for m, hull in zip(scene.masks, hulls, strict=True)]
     assert max(visible_share) > 0.95 and min(visible_share) < 0.9  # a circle with a piece hidden is no longer convex
+
+
+@pytest.mark.parametrize('label', range(len(SHAPE_CLASSES)))
+def test_a_typical_shape_has_its_classs_hue_on_a_dull_ground_and_others_do_not(label: int) -> None:
+    def hue_and_saturation(pixels: np.ndarray) -> tuple[float, float]:
+        color = pixels.mean(0) / 255
+        hue, saturation, _ = colorsys.rgb_to_hsv(*color)
+        return hue, saturation
+
+    def distances(typical: float) -> list[float]:
+        found = []
+        for seed in range(8):
+            scene = render_scene(np.random.default_rng(seed), 64, 64, [label], (0.5, 0.5), spread=0.0, typical=typical, clutter=0)
+            hue, saturation = hue_and_saturation(scene.image[scene.masks[0]])
+            difference = abs(hue - label % 5 / 5)
+            found.append(min(difference, 1 - difference))
+            if typical:
+                assert hue_and_saturation(scene.image[~scene.masks[0]])[1] < saturation
+        return found
+
+    assert max(distances(1.0)) < 0.08
+    assert max(distances(0.0)) > 0.15
+
+
+def test_clutter_and_materials_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r'typical in \[0, 1\].*got 1.5'):
+        ShapeSettings(typical=1.5)
+    with pytest.raises(ValueError, match='min_size <= max_size'):
+        ShapeSettings(min_size=0.5, max_size=0.2)
+    with pytest.raises(ValueError, match="'clutter': -1"):
+        ShapeSettings(clutter=-1)
 
 
 def test_masks_of_instances_and_of_classes_agree(shapes_dir: Path) -> None:
