@@ -18,7 +18,7 @@ from addp_backbone.arch import Arch, get_arch
 from addp_backbone.layers import NORM_EPS, Block, PatchEmbed
 from pretrain.decoder import TokenHead, decoder_sequence
 from pretrain.frozen import freeze, frozen_forward, resolve_dtype
-from pretrain.initialization import init_patch_embedding, init_position, init_transformer
+from pretrain.initialization import EMBEDDING_STD, init_patch_embedding, init_position, init_position_waves, init_transformer
 from pretrain.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
 from pretrain.published import LoadReport, load_published_addp
 from pretrain.token_predictor import TokenPredictor
@@ -62,6 +62,8 @@ class ADDP(nn.Module):
             calling ``train()`` on everything; the method wants the predictor as it is.
         frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
             None: float32 weights, under the autocast that is around.
+        position_waves: Whether positions start from waves (:func:`pretrain.initialization.init_position_waves`); otherwise from random
+            vectors, as published. Loading weights overwrites either.
     """
 
     pixel_mean: Tensor
@@ -71,7 +73,7 @@ class ADDP(nn.Module):
                  decoder_num_heads: int = 16, img_size: int = 256, patch_size: int = 16,
                  tokenizer: Mapping[str, Any] | None = None, token_predictor: Mapping[str, Any] | None = None,
                  dropout: float = 0.1, predictor_dropout: bool = False,
-                 frozen_dtype: str | torch.dtype | None = None) -> None:
+                 frozen_dtype: str | torch.dtype | None = None, position_waves: bool = False) -> None:
         super().__init__()
         if img_size % patch_size:
             raise ValueError(f'img_size must be a multiple of patch_size, got {img_size} and {patch_size}')
@@ -86,6 +88,10 @@ class ADDP(nn.Module):
         self.vocabulary = Vocabulary(self.num_codes)
         self._build_encoder(size, dropout)
         self._build_decoder(Arch(size.width, decoder_depth, decoder_num_heads), dropout)
+        if position_waves:
+            init_position_waves(self.grid, 0.5, self.pos_embed)  # half as strong as patches
+            init_position_waves(self.grid, 1.0, self.decoder_pos_embed_learned, self.decoder_pos_mask_embed)
+            init_position_waves(self.grid, EMBEDDING_STD, self.decoder_pos_token_embed)  # as strong as the tokens they are added to
         self.register_buffer('pixel_mean', torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer('pixel_std', torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 

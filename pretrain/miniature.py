@@ -17,6 +17,7 @@ from pretrain.generation_metrics import name_of
 from pretrain.stages import Stage
 
 INITS = ('addp', 'random')
+SHAPES = ('--typical', '0.9', '--clutter', '6', '--shape-size', '0.2', '0.5')  # learnt in minutes, yet not at once
 _MIN = 8  # images or iterations, however small the scale
 _SHOWN = 8  # images that the pictures show
 
@@ -42,18 +43,18 @@ class Sizes:
     """
 
     side_px: int = 128
-    plain: int = 500
-    train_scenes: int = 120
-    val_scenes: int = 40
-    train_per_class: int = 40
-    val_per_class: int = 20
-    tokenizer: int = 300
-    token_predictor: int = 200
-    addp: int = 200
+    plain: int = 1500
+    train_scenes: int = 240
+    val_scenes: int = 60
+    train_per_class: int = 50
+    val_per_class: int = 40
+    tokenizer: int = 350
+    token_predictor: int = 400
+    addp: int = 800
     samples: int = 36
-    classification_epochs: int = 10
-    detection: int = 150
-    segmentation: int = 150
+    classification_epochs: int = 12
+    detection: int = 300
+    segmentation: int = 200
 
     def scaled(self, factor: float) -> Sizes:
         """Everything but the side times ``factor``, at least 8 (3 epochs)."""
@@ -133,8 +134,8 @@ class Miniature:
 
     def _make_data(self) -> Stage:
         s = self.sizes
-        return Stage('shapes', 70, (
-            'tools/make_shapes.py', str(self.data), '--size', str(s.side_px), '--train', str(s.train_scenes), '--val', str(s.val_scenes),
+        return Stage('shapes', 35, (
+            'tools/make_shapes.py', str(self.data), '--size', str(s.side_px), *SHAPES, '--train', str(s.train_scenes), '--val', str(s.val_scenes),
             '--plain', str(s.plain), '--train-per-class', str(s.train_per_class), '--val-per-class', str(s.val_per_class)))
 
     def _pretrain(self) -> list[Stage]:
@@ -142,10 +143,10 @@ class Miniature:
         tokenizer = f'model.init_cfg.tokenizer={work / "tokenizer"}'
         predictor = f'model.init_cfg.token_predictor={work / "token_predictor"}'
         return [
-            self._pretrain_one('tokenizer', 'shapes', s.tokenizer, 150, 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
+            self._pretrain_one('tokenizer', 'shapes', s.tokenizer, 80, 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
                                'custom_hooks.2.stop_after_iters=' + str(s.tokenizer * 3 // 4)),
-            self._pretrain_one('token_predictor', 'tokenizer', s.token_predictor, 70, tokenizer),
-            self._pretrain_one('addp', 'token_predictor', s.addp, 120, tokenizer, predictor),
+            self._pretrain_one('token_predictor', 'tokenizer', s.token_predictor, 140, tokenizer),
+            self._pretrain_one('addp', 'token_predictor', s.addp, 540, tokenizer, predictor),
             Stage('convert', 8, ('tools/convert_checkpoint.py', str(work / f'addp/iter_{s.addp}.pth'), str(self.backbone),
                                  '--patch-size', '8', '--img-size', '128'), (self.backbone,), ('addp',)),
         ]
@@ -200,13 +201,13 @@ class Miniature:
         ]
 
     def _name(self, task: str, init: str, seed: int) -> str:
-        return f'{task}_{init}' + (f'_seed{seed}' if len(self.seeds) > 1 else '')
+        return f'{task}_{init}_seed{seed}'
 
     def _classify(self, task: str, init: str) -> tuple[Path, float, list[str]]:
         weights = ['model.backbone.init_cfg=None'] if init == 'random' else [
             'model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.work}/addp/iter_{self.sizes.addp}.pth']
         data = [f'{part}_dataloader.dataset.data_root={self.data / "classes"}' for part in ('train', 'val', 'test')]
-        return Path(f'pretrain/configs/{task}_tiny.py'), 40, [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
+        return Path(f'pretrain/configs/{task}_tiny.py'), 60 if task == 'finetune' else 30, [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
 
     def _predict_densely(self, task: str, init: str) -> tuple[Path, float, list[str]]:
         iters = self.sizes.detection if task == 'det' else self.sizes.segmentation
@@ -216,7 +217,7 @@ class Miniature:
                    f'param_scheduler.1.begin={warm_up}']
         if init == 'addp':
             options += ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.backbone}']
-        return self.work / 'configs' / f'shapes_{task}.py', 120 if task == 'det' else 60, options
+        return self.work / 'configs' / f'shapes_{task}.py', 170 if task == 'det' else 100, options
 
     def _show(self) -> list[Stage]:
         """Overlays of both dense tasks and the curves of pre-training."""

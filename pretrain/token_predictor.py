@@ -6,6 +6,7 @@ released file. Shapes: B images, L places, C width, K codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from addp_backbone.arch import Arch, get_arch
 from addp_backbone.layers import NORM_EPS, Block
 from pretrain.decoder import TokenHead
-from pretrain.initialization import init_position, init_transformer
+from pretrain.initialization import EMBEDDING_STD, init_position, init_position_waves, init_transformer
 from pretrain.losses import LABEL_SMOOTHING, masked_cross_entropy
 from pretrain.mask_schedule import true_places
 from pretrain.vocabulary import Vocabulary
@@ -53,11 +54,13 @@ class TokenPredictor(nn.Module):
         num_tokens: Number L of places of an image.
         num_codes: Number K of codes.
         dropout: Dropout in embedding and blocks, in force in train mode only.
+        position_waves: Whether positions start from waves (:func:`pretrain.initialization.init_position_waves`), which needs a square
+            grid; otherwise from random vectors, as published. Loading weights overwrites either.
     """
 
     def __init__(self, arch: str | Mapping[str, int] | Arch = 'base', decoder_depth: int = 8,
                  decoder_num_heads: int = 16, num_tokens: int = 256, num_codes: int = 1024,
-                 dropout: float = 0.1) -> None:
+                 dropout: float = 0.1, position_waves: bool = False) -> None:
         super().__init__()
         size = get_arch(arch)
         decoder_size = Arch(size.width, decoder_depth, decoder_num_heads)
@@ -74,6 +77,12 @@ class TokenPredictor(nn.Module):
         self.mlm_layer = TokenHead(size.width, self.vocabulary.size)
         self.apply(init_transformer)
         init_position(self.decoder_pos_embed_learned)
+        if position_waves:
+            side = math.isqrt(num_tokens)
+            if side**2 != num_tokens:
+                raise ValueError(f'position_waves needs a square grid of tokens, got {num_tokens} tokens')
+            init_position_waves((side, side), EMBEDDING_STD, self.token_emb.position_embeddings.weight)  # as strong as words
+            init_position_waves((side, side), 1.0, self.decoder_pos_embed_learned)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Predicts the distribution of the token at every place.

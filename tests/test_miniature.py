@@ -50,7 +50,23 @@ def test_both_initialisations_get_the_same_training_but_for_weights_and_folders(
     commands = {stage.name: [word for word in stage.command if 'init_cfg' not in word and str(tmp_path / 'runs') not in word]
                 for stage in make_miniature(tmp_path).stages()}
     for task in ('finetune', 'linear', 'det', 'seg'):
-        assert commands[f'{task}_addp'] == commands[f'{task}_random']
+        assert commands[f'{task}_addp_seed0'] == commands[f'{task}_random_seed0']
+
+
+def test_another_seed_adds_stages_and_changes_none(tmp_path):
+    one, two = ({stage.name: stage.fingerprint for stage in make_miniature(tmp_path, seeds).stages()} for seeds in ((0,), (0, 1)))
+    assert one.items() < two.items() and len(two) - len(one) == 2 * 2 * 4
+
+
+def test_stages_use_only_files_of_stages_before_them_and_need_them(tmp_path):
+    made: dict[str, str] = {}
+    needs: dict[str, set[str]] = {}
+    for stage in make_miniature(tmp_path, (0, 1)).stages():
+        needs[stage.name] = set(stage.needs).union(*(needs[name] for name in stage.needs))
+        used = {word.partition('=')[2] or word for word in stage.command}
+        assert {made[path] for path in used & made.keys()} <= needs[stage.name] | {stage.name}, stage.name
+        made.update({str(path): stage.name for path in stage.outputs})
+    assert 'shapes' in needs['reference'] and 'addp' in needs['generate'] and 'convert' in needs['det_addp_seed1']
 
 
 def test_stages_use_only_files_of_stages_before_them(tmp_path):

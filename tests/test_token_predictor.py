@@ -4,7 +4,9 @@ import pytest
 import torch
 from tiny_addp import NUM_CODES, NUM_TOKENS, tiny_batch, tiny_predictor
 
+from pretrain.initialization import init_position_waves
 from pretrain.mask_schedule import draw_predictor_masks
+from pretrain.token_predictor import TokenPredictor
 from pretrain.vocabulary import Vocabulary
 
 
@@ -21,6 +23,29 @@ def tokens():
 @pytest.fixture
 def mask():
     return tiny_batch()[1]
+
+
+def test_positions_that_start_from_waves_make_neighbours_alike_in_both_directions_and_leave_cls_alone():
+    rows, columns, width = 5, 7, 32
+    embedding = torch.full((1, 1 + rows * columns, width), 9.0)
+    init_position_waves((rows, columns), 0.5, embedding)
+    assert (embedding[:, 0] == 9).all()
+    pattern = embedding[0, 1:].view(rows, columns, width)
+    assert pattern.square().mean().sqrt().item() == pytest.approx(0.5, abs=1e-6)
+    alike = torch.nn.functional.cosine_similarity(pattern[2, 3], pattern, dim=-1)
+    nearest = alike.flatten().topk(5).indices.tolist()
+    assert set(nearest) == {2 * 7 + 3, 1 * 7 + 3, 3 * 7 + 3, 2 * 7 + 2, 2 * 7 + 4}
+    with pytest.raises(ValueError, match='multiple of 4, got 6'):
+        init_position_waves((2, 2), 1.0, torch.zeros(5, 6))
+
+
+def test_waves_are_for_square_grids_and_off_by_default():
+    size = dict(arch=dict(width=32, depth=1, num_heads=2), decoder_depth=1, decoder_num_heads=2, num_codes=8)
+    with pytest.raises(ValueError, match='square grid of tokens, got 6'):
+        TokenPredictor(**size, num_tokens=6, position_waves=True)
+    for waves, expected in ((False, 0.02), (True, 1.0)):
+        positions = TokenPredictor(**size, num_tokens=16, position_waves=waves).decoder_pos_embed_learned[:, 1:]
+        assert positions.std().item() == pytest.approx(expected, rel=0.3)
 
 
 def test_the_vocabulary_of_1024_codes_has_the_published_ids():

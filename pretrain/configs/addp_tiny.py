@@ -10,7 +10,8 @@ model = dict(
     type='ADDPPretraining',
     network=dict(
         arch='tiny', decoder_depth=2, decoder_num_heads=3, img_size=_base_.img_size, patch_size=_base_.patch_size,
-        tokenizer=_base_.tokenizer, token_predictor=_base_.token_predictor, dropout=_base_.dropout),
+        tokenizer=_base_.tokenizer, token_predictor=_base_.token_predictor, dropout=_base_.dropout,
+        position_waves=True),
     init_cfg=dict(tokenizer='work_dirs/tokenizer_tiny', token_predictor='work_dirs/token_predictor_tiny'))
 
 default_hooks = dict(

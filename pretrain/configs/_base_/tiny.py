@@ -9,7 +9,7 @@ patch_size = 4
 tokenizer = dict(  # one width: where it changes, residual blocks have no identity path, and a short training learns no colours
     base_channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1, latent_channels=32, num_codes=256, norm_groups=8)
 dropout = 0.0  # short trainings cannot overfit, and learn more without
-token_predictor = dict(arch='tiny', decoder_depth=2, decoder_num_heads=3, dropout=dropout)
+token_predictor = dict(arch='tiny', decoder_depth=2, decoder_num_heads=3, dropout=dropout, position_waves=True)
 max_iters = 600
 
 train_dataloader = dict(
