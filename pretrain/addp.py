@@ -18,7 +18,13 @@ from addp_backbone.arch import Arch, get_arch
 from addp_backbone.layers import NORM_EPS, Block, PatchEmbed
 from pretrain.decoder import TokenHead, decoder_sequence
 from pretrain.frozen import freeze, frozen_forward, resolve_dtype
-from pretrain.initialization import EMBEDDING_STD, init_patch_embedding, init_position, init_position_waves, init_transformer
+from pretrain.initialization import (
+    EMBEDDING_STD,
+    init_patch_embedding,
+    init_position,
+    init_position_waves,
+    init_transformer,
+)
 from pretrain.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
 from pretrain.published import LoadReport, load_published_addp
 from pretrain.token_predictor import TokenPredictor
