@@ -164,7 +164,7 @@ class Miniature:
         return [
             Stage('generate', 20, (
                 'tools/generate.py', 'pretrain/configs/addp_tiny.py', str(self.work / 'addp'), '--num-images', str(self.sizes.samples),
-                '--out', str(samples), '--steps-figure', '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',), ('addp',)),
+                '--out', str(samples), '--steps-figure', '--top-p', '0.3', '--temperature', '2', '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',), ('addp',)),
             Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32'),
                   needs=('shapes',)),
             Stage('fid_is', 15, ('tools/evaluate_generation.py', str(samples), str(reference), '--feature-extractor',
