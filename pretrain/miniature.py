@@ -20,6 +20,7 @@ INITS = ('addp', 'random')
 SHAPES = ('--typical', '0.9', '--clutter', '6', '--shape-size', '0.2', '0.5')  # learnt in minutes, yet not at once
 _MIN = 8  # images or iterations, however small the scale
 _SHOWN = 8  # images that the pictures show
+SHOWN_SCORE = 0.2  # detectors after minutes of training are not sure of anything
 
 
 @dataclass(frozen=True)
@@ -223,12 +224,13 @@ class Miniature:
         """Overlays of both dense tasks and the curves of pre-training."""
         shown = sorted(f'{self.data}/images/val/{i:06}.png' for i in range(min(_SHOWN, self.sizes.val_scenes)))
         stages = []
-        for task, iters in (('det', self.sizes.detection), ('seg', self.sizes.segmentation)):
-            out = self.work / f'{task}_predictions'
-            checkpoint = self.run_dir(task, 'addp', self.seeds[0]) / f'iter_{iters}.pth'
-            stages.append(Stage(f'{task}_predict', 10, (
-                'tools/predict.py', f'{self.work}/configs/shapes_{task}.py', str(checkpoint), *shown, '--out', str(out)),
-                (out / 'predictions.json',), (self._name(task, 'addp', self.seeds[0]),)))
+        for task, iters, options in (('det', self.sizes.detection, ('--score-thr', str(SHOWN_SCORE))), ('seg', self.sizes.segmentation, ())):
+            for init in INITS:
+                out = self.work / f'{task}_{init}_predictions'
+                checkpoint = self.run_dir(task, init, self.seeds[0]) / f'iter_{iters}.pth'
+                stages.append(Stage(f'{task}_{init}_predict', 5, (
+                    'tools/predict.py', f'{self.work}/configs/shapes_{task}.py', str(checkpoint), *shown, '--out', str(out), *options),
+                    (out / 'predictions.json',), (self._name(task, init, self.seeds[0]),)))
         curves = self.work / 'curves.png'
         runs = [str(self.work / name) for name in ('tokenizer', 'token_predictor', 'addp')]
         return [*stages, Stage('curves', 5, ('tools/plot_curves.py', *runs, '--out', str(curves)), (curves,), ('addp',))]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from pretrain.image_files import as_png
-from pretrain.miniature import Miniature, as_text
+from pretrain.miniature import INITS, Miniature, as_text
 
 _MAX_WIDTH_PX = 1100
+_OVERLAY_PX = 255  # four beside each other
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1140px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc }
@@ -38,7 +39,7 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
     parts = [
         '<h1>ADDP transfer toolkit: the table in miniature</h1>',
         '<p>One tiny ADDP, pre-trained on generated shapes; every transfer row trained from its weights and from random ones, with the '
-        f'same schedule and data, for the seeds {", ".join(map(str, miniature.seeds))}. FID and IS are of a small network with random '
+        f'same schedule and data, {_seeds(miniature.seeds)}. FID and IS are of a small network with random '
         'weights in place of Inception: they compare runs of this command, nothing else.</p>',
         _table(table, len(miniature.seeds)), *(f'<p>{html.escape(note)}</p>' for note in notes),
         '<h2>Pre-training</h2>', _figure(work / 'curves.png', 'Losses of tokenizer, token predictor and ADDP'),
@@ -47,11 +48,13 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
                     token_predictor='Token predictor: masked image and most likely tokens',
                     addp='ADDP: input, mask, noisy image and prediction')
     parts += [_figure(_last(work / name / 'pictures'), caption) for name, caption in captions.items()]
-    parts += ['<h2>Generated images</h2>', _figure(work / 'samples/grid.png', 'Drawn without any input'),
+    parts += ['<h2>Generated images</h2>', _figure(work / 'samples/grid.png', 'Drawn without any input', 420),
               _figure(work / 'samples/steps.png', 'How one of them emerges')]
-    for task, title in (('det', 'Mask R-CNN from ADDP weights'), ('seg', 'UperNet from ADDP weights')):
-        pictures = sorted((work / f'{task}_predictions' / 'overlays').glob('*.png'))
-        parts += [f'<h2>{title}</h2>', *(_figure(path, path.stem) for path in pictures)]
+    for task, title in (('det', 'Mask R-CNN'), ('seg', 'UperNet')):
+        for init in INITS:
+            pictures = sorted((work / f'{task}_{init}_predictions' / 'overlays').glob('*.png'))
+            parts += [f'<h2>{title} from {"ADDP" if init == "addp" else "random"} weights</h2>',
+                      *(_figure(path, path.stem, _OVERLAY_PX) for path in pictures)]
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ADDP in miniature</title><style>{_STYLE}</style></head>'
             '<body>\n' + '\n'.join(parts) + '\n</body></html>\n')
 
@@ -70,8 +73,12 @@ def _table(table: dict[str, dict[str, list[float]]], num_seeds: int) -> str:
     return f'<table>{"".join(rows)}</table>{note}'
 
 
-def _figure(path: Path | None, caption: str) -> str:
-    """A picture as part of the page, not wider than the page."""
+def _seeds(seeds: Sequence[int]) -> str:
+    return f'for seed {seeds[0]}' if len(seeds) == 1 else f'for the seeds {", ".join(map(str, seeds))}'
+
+
+def _figure(path: Path | None, caption: str, width_px: int | None = None) -> str:
+    """A picture as part of the page, as wide as said and not wider than the page."""
     if path is None or not path.is_file():
         return ''
     with Image.open(path) as picture:
@@ -80,7 +87,8 @@ def _figure(path: Path | None, caption: str) -> str:
         shown = shown.resize((_MAX_WIDTH_PX, round(shown.height * _MAX_WIDTH_PX / shown.width)), Image.Resampling.LANCZOS)
     data = base64.b64encode(as_png(shown)).decode('ascii')
     text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    width = f' width="{width_px}"' if width_px else ''
+    return f'<figure><img alt="{text}"{width} src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def _last(folder: Path) -> Path | None:

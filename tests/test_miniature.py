@@ -110,8 +110,12 @@ def test_the_report_holds_its_pictures_and_asks_for_nothing_else(tmp_path):
     write_results(miniature)
     (tmp_path / 'samples').mkdir()
     Image.new('RGB', (2000, 10), 'red').save(tmp_path / 'samples/grid.png')
+    for init in ('addp', 'random'):
+        (tmp_path / f'det_{init}_predictions/overlays').mkdir(parents=True)
+        Image.new('RGB', (20, 10), 'blue').save(tmp_path / f'det_{init}_predictions/overlays/000003.png')
     page = make_report(miniature, miniature.results(), ['5 < 6 minutes'])
-    assert page.count('<img ') == 1 and 'data:image/png;base64,' in page
+    assert page.count('<img ') == 3 == page.count('data:image/png;base64,')
+    assert page.index('Mask R-CNN from ADDP weights') < page.index('Mask R-CNN from random weights') and 'for seed 0.' in page
     assert 'http' not in page and 'src="/' not in page
     assert '5 &lt; 6 minutes' in page and '75.0' in page
 

@@ -48,7 +48,7 @@ def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], out: Path) -> N
         for axis, (name, curves) in zip(row, runs.items(), strict=True):
             steps = sorted(curves[key])
             axis.plot(steps, [curves[key][step] for step in steps])
-            axis.set(title=name, xlabel='iteration', ylabel=key)
+            axis.set(title=Path(name).name, xlabel='iteration', ylabel=key)
             axis.grid(alpha=0.3)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=100)
