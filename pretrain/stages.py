@@ -1,7 +1,7 @@
 """A list of commands with what each needs: run side by side, progress and remaining time, resumed where a run was cut.
 
 ``tools/quickstart.py`` is the command. A finished stage leaves ``<work_dir>/finished/<name>.json``; it is not repeated as long as its
-command stays the same and the files it makes are there.
+command stays the same, the files it makes are there, and nothing it needs was run again since.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import re
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from addp_backbone.files import replace_file
 from pretrain.stage_processes import StageProcess, Start, start_command
@@ -102,11 +104,17 @@ def _check_order(stages: Sequence[Stage]) -> None:
 
 def finished_seconds(stage: Stage, work_dir: Path) -> float | None:
     """How long the stage took, or None if this command has not finished or an output is missing."""
+    record = _read_mark(stage, work_dir)
+    return record['seconds'] if record else None
+
+
+def _read_mark(stage: Stage, work_dir: Path) -> dict[str, Any] | None:
+    """What the stage left when it finished: ``fingerprint``, ``seconds`` it took, and when (``at``, seconds since 1970)."""
     mark = work_dir / 'finished' / f'{stage.name}.json'
     if not mark.is_file() or not all(path.exists() for path in stage.outputs):
         return None
-    record = json.loads(mark.read_text(encoding='utf-8'))
-    return record['seconds'] if record['fingerprint'] == stage.fingerprint else None
+    record: dict[str, Any] = json.loads(mark.read_text(encoding='utf-8'))
+    return record if record['fingerprint'] == stage.fingerprint else None
 
 
 class _Running:
@@ -131,7 +139,7 @@ class _Running:
             what = f'exit code {code}' if code else f'it wrote no {", ".join(missing)}'
             raise StageError(f'stage {stage.name} failed ({what}); the end of {self.log}:\n{end_of(self.log)}')
         replace_file(work_dir / 'finished' / f'{stage.name}.json',
-                     json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1))) + '\n')
+                     json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1), at=time.time())) + '\n')
         return seconds
 
 
@@ -143,11 +151,14 @@ class _Board:
         self.measured = self.estimated = 0.0
         self.finished: set[str] = set()
         self.pending: list[Stage] = []
+        times: dict[str, float] = {}
         for stage in stages:
-            if (seconds := finished_seconds(stage, work_dir)) is None:
-                self.pending.append(stage)
+            record = _read_mark(stage, work_dir)
+            if record and all(times.get(name, math.inf) <= record['at'] for name in stage.needs):
+                times[stage.name] = record['at']
+                self.finish(stage, record['seconds'], 'finished before, in ')
             else:
-                self.finish(stage, seconds, 'finished before, in ')
+                self.pending.append(stage)
 
     @property
     def speed(self) -> float:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_a_stage_runs_again_if_its_command_changed_or_its_output_is_gone(tmp_pat
     (tmp_path / 'out').unlink()
     run_stages([append('one', tmp_path / 'out', 'y')], work, tmp_path)
     assert (tmp_path / 'out').read_text() == 'y'
+
+
+def test_a_stage_runs_again_if_one_that_it_needs_did(tmp_path):
+    work, first, second = tmp_path / 'work', tmp_path / 'first', tmp_path / 'second'
+    after = replace(append('after', second, 'x'), needs=('before',))
+    run_stages([append('before', first, 'x'), after], work, tmp_path)
+    run_stages([append('before', first, 'x'), after], work, tmp_path)
+    assert second.read_text() == 'x'
+    run_stages([append('before', first, 'y')], work, tmp_path)  # as if the run had been cut before the second stage
+    run_stages([append('before', first, 'y'), after], work, tmp_path)
+    assert (first.read_text(), second.read_text()) == ('xy', 'xx')
 
 
 def test_a_failing_stage_stops_the_run_with_the_end_of_its_log_and_is_run_again(tmp_path):
