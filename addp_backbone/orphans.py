@@ -23,6 +23,8 @@ def die_with_parent() -> None:
 class WorkerInit:
     """``worker_init_fn`` of a data loader: ties its workers to this process, then calls the loader's own.
 
+    A pool takes it as its initializer: ``ProcessPoolExecutor(n, initializer=WorkerInit(None), initargs=(0,))``.
+
     Args:
         inner: The loader's own, or None.
     """

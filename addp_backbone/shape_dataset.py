@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 
 from addp_backbone.files import replace_file
+from addp_backbone.orphans import WorkerInit
 from addp_backbone.shapes import MAX_CLUTTER, SHAPE_CLASSES, Scene, render_scene
 
 BACKGROUND = 'background'
@@ -126,7 +127,7 @@ def _run(write: Callable[[tuple[str, int]], None], jobs: list[tuple[str, int]], 
         return
     cv2.setNumThreads(0)  # OpenCV's own threads do not survive a fork
     context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=WorkerInit(None), initargs=(0,)) as pool:
         yield from pool.map(write, jobs, chunksize=max(1, min(4, len(jobs) // (4 * num_workers))))
 
 

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from addp_backbone.files import replace_file
+from addp_backbone.orphans import WorkerInit
 from pretrain.image_files import write_png
 from pretrain.picture_sets import FORMAT, MANIFEST_FILE, SIZE_PX, checksum_of_names
 
@@ -86,7 +87,7 @@ def _run(jobs: Sequence[tuple[Path, Path, int]], num_workers: int, progress: Pro
         yield from show(map(_prepare, jobs), len(jobs))
         return
     context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=WorkerInit(None), initargs=(0,)) as pool:
         yield from show(pool.map(_prepare, jobs, chunksize=_CHUNK), len(jobs))
 
 

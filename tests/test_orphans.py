@@ -52,3 +52,37 @@ def test_a_data_worker_that_waits_to_hand_over_its_batch_ends_with_a_killed_run(
         if is_alive(worker):
             os.kill(worker, signal.SIGKILL)
         run.stdout.close()
+
+
+POOL = """
+import sys, pathlib
+from addp_backbone.shape_dataset import ShapeSettings, write_shapes
+write_shapes(pathlib.Path(sys.argv[1]), ShapeSettings(256, 256, train_scenes=5000), num_workers=2)
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in (Path('/proc') / str(pid) / 'task' / str(pid) / 'children').read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux ends processes with their parent')
+def test_the_processes_that_draw_shapes_end_with_a_killed_run(tmp_path: Path) -> None:
+    run = subprocess.Popen([sys.executable, '-c', POOL, str(tmp_path / 'shapes')], cwd=ROOT)
+    workers: list[int] = []
+    deadline = time.monotonic() + 60
+    while len(workers) < 2 and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.02)
+        workers = children_of(run.pid)
+    try:
+        assert len(workers) == 2
+        while not (tmp_path / 'shapes/.records').exists() and time.monotonic() < deadline:  # they are at work
+            time.sleep(0.02)
+        run.kill()
+        run.wait()
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(is_alive, workers))
+    finally:
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGKILL)
