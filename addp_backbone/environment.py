@@ -19,6 +19,11 @@ from typing import Any
 MODULES = ('numpy', 'cv2', 'torch', 'torchvision', 'mmengine', 'addp_backbone', 'mmcv', 'mmcv.ops', 'mmdet.models', 'mmseg.models')
 
 
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def collect_facts(repository: Path) -> dict[str, Any]:
     """Looks at the running environment.
 
@@ -33,7 +38,7 @@ def collect_facts(repository: Path) -> dict[str, Any]:
         'repository': str(repository), 'pins': _read_pins(repository / 'requirements.txt'),
         'packages': _installed_packages(),
         'torchvision_requires_torch': _torch_of_torchvision(),
-        'cpu_threads': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'cpu_threads': num_cores(),
         'nvidia_driver': _nvidia_driver(), 'shm_gib': _shm_gib(), 'finder_installed': False,
     }
     errors: dict[str, str] = {}

@@ -6,10 +6,12 @@ A data worker whose run was killed waits for ever to hand over its batch; a proc
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
@@ -22,8 +24,6 @@ def die_with_parent() -> None:
 
 class WorkerInit:
     """``worker_init_fn`` of a data loader: ties its workers to this process, then calls the loader's own.
-
-    A pool takes it as its initializer: ``ProcessPoolExecutor(n, initializer=WorkerInit(None), initargs=(0,))``.
 
     Args:
         inner: The loader's own, or None.
@@ -40,3 +40,9 @@ class WorkerInit:
             os._exit(1)
         if self.inner is not None:
             self.inner(worker_id)
+
+
+def process_pool(num_workers: int) -> ProcessPoolExecutor:
+    """A pool of processes, forked where that is possible, that end with this one."""
+    context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=WorkerInit(None), initargs=(0,))

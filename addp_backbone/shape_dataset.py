@@ -7,9 +7,7 @@ record last: a run that was cut goes on where it stopped, whatever the number of
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 
 from addp_backbone.files import replace_file
-from addp_backbone.orphans import WorkerInit
+from addp_backbone.orphans import process_pool
 from addp_backbone.shapes import MAX_CLUTTER, SHAPE_CLASSES, Scene, render_scene
 
 BACKGROUND = 'background'
@@ -126,8 +124,7 @@ def _run(write: Callable[[tuple[str, int]], None], jobs: list[tuple[str, int]], 
         yield from map(write, jobs)
         return
     cv2.setNumThreads(0)  # OpenCV's own threads do not survive a fork
-    context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=WorkerInit(None), initargs=(0,)) as pool:
+    with process_pool(num_workers) as pool:
         yield from pool.map(write, jobs, chunksize=max(1, min(4, len(jobs) // (4 * num_workers))))
 
 

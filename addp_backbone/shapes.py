@@ -235,8 +235,8 @@ def _add_clutter(canvas: Canvas, num_items: int, size: tuple[float, float]) -> N
 
 def typical_material(label: int) -> Material:
     """What a class's shapes are mostly made of, where classes have typical materials: one of five hues, plain or chequered."""
-    plain = label < len(SHAPE_CLASSES) // 2
-    return Material(CLOUDS if plain else CHECKS, (label % 5) / 5, (0.5, 0.9), (0.25, 0.4))
+    num_hues = len(SHAPE_CLASSES) // 2
+    return Material(CLOUDS if label < num_hues else CHECKS, label % num_hues / num_hues, (0.5, 0.9), (0.25, 0.4))
 
 
 def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float], spread: float, typical: float) -> list[int]:

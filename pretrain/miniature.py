@@ -17,10 +17,10 @@ from pretrain.generation_metrics import name_of
 from pretrain.stages import Stage
 
 INITS = ('addp', 'random')
-SHAPES = ('--typical', '0.9', '--clutter', '6', '--shape-size', '0.2', '0.5')  # learnt in minutes, yet not at once
+_SHAPES = ('--typical', '0.9', '--clutter', '6', '--shape-size', '0.2', '0.5')  # learnt in minutes, yet not at once
 _MIN = 8  # images or iterations, however small the scale
 _SHOWN = 8  # images that the pictures show
-SHOWN_SCORE = 0.2  # detectors after minutes of training are not sure of anything
+_SHOWN_SCORE = 0.2  # detectors after minutes of training are not sure of anything
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Miniature:
     def _make_data(self) -> Stage:
         s = self.sizes
         return Stage('shapes', 35, (
-            'tools/make_shapes.py', str(self.data), '--size', str(s.side_px), *SHAPES, '--train', str(s.train_scenes), '--val', str(s.val_scenes),
+            'tools/make_shapes.py', str(self.data), '--size', str(s.side_px), *_SHAPES, '--train', str(s.train_scenes), '--val', str(s.val_scenes),
             '--plain', str(s.plain), '--train-per-class', str(s.train_per_class), '--val-per-class', str(s.val_per_class)))
 
     def _pretrain(self) -> list[Stage]:
@@ -165,7 +165,8 @@ class Miniature:
         return [
             Stage('generate', 20, (
                 'tools/generate.py', 'pretrain/configs/addp_tiny.py', str(self.work / 'addp'), '--num-images', str(self.sizes.samples),
-                '--out', str(samples), '--steps-figure', '--top-p', '0.3', '--temperature', '2', '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',), ('addp',)),
+                '--out', str(samples), '--steps-figure', '--top-p', '0.3', '--temperature', '2',
+                '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',), ('addp',)),
             Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32'),
                   needs=('shapes',)),
             Stage('fid_is', 15, ('tools/evaluate_generation.py', str(samples), str(reference), '--feature-extractor',
@@ -192,10 +193,11 @@ class Miniature:
         run, result = self.run_dir(task, init, seed), self.result_file(task, init, seed)
         name = self._name(task, init, seed)
         data, weights = (f'{task}_config', 'convert') if task in ('det', 'seg') else ('shapes', 'addp')
+        needs = (data, weights) if init == 'addp' else (data,)
         return [
             Stage(name, seconds, ('tools/train.py', str(config), '--work-dir', str(run), '--resume', *self.precision,
                                   '--cfg-options',
-                                  f'randomness.seed={seed}', *options), (run / 'last_checkpoint',), (data, weights) if init == 'addp' else (data,)),
+                                  f'randomness.seed={seed}', *options), (run / 'last_checkpoint',), needs),
             Stage(f'{name}_test', 12, ('tools/test.py', str(config), str(run), '--work-dir', str(run / 'test'), '--out', str(result),
                                        '--cfg-options', *(o for o in options if 'data_root' in o), 'model.backbone.init_cfg=None'),
                   (result,), (name,)),
@@ -208,7 +210,8 @@ class Miniature:
         weights = ['model.backbone.init_cfg=None'] if init == 'random' else [
             'model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.work}/addp/iter_{self.sizes.addp}.pth']
         data = [f'{part}_dataloader.dataset.data_root={self.data / "classes"}' for part in ('train', 'val', 'test')]
-        return Path(f'pretrain/configs/{task}_tiny.py'), 60 if task == 'finetune' else 30, [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
+        options = [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
+        return Path(f'pretrain/configs/{task}_tiny.py'), 60 if task == 'finetune' else 30, options
 
     def _predict_densely(self, task: str, init: str) -> tuple[Path, float, list[str]]:
         iters = self.sizes.detection if task == 'det' else self.sizes.segmentation
@@ -224,7 +227,7 @@ class Miniature:
         """Overlays of both dense tasks and the curves of pre-training."""
         shown = sorted(f'{self.data}/images/val/{i:06}.png' for i in range(min(_SHOWN, self.sizes.val_scenes)))
         stages = []
-        for task, iters, options in (('det', self.sizes.detection, ('--score-thr', str(SHOWN_SCORE))), ('seg', self.sizes.segmentation, ())):
+        for task, iters, options in (('det', self.sizes.detection, ('--score-thr', str(_SHOWN_SCORE))), ('seg', self.sizes.segmentation, ())):
             for init in INITS:
                 out = self.work / f'{task}_{init}_predictions'
                 checkpoint = self.run_dir(task, init, self.seeds[0]) / f'iter_{iters}.pth'

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from addp_backbone.files import replace_file
-from addp_backbone.orphans import WorkerInit
+from addp_backbone.orphans import process_pool
 from pretrain.image_files import write_png
 from pretrain.picture_sets import FORMAT, MANIFEST_FILE, SIZE_PX, checksum_of_names
 
@@ -86,8 +84,7 @@ def _run(jobs: Sequence[tuple[Path, Path, int]], num_workers: int, progress: Pro
     if num_workers <= 1 or len(jobs) < 2:
         yield from show(map(_prepare, jobs), len(jobs))
         return
-    context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=WorkerInit(None), initargs=(0,)) as pool:
+    with process_pool(num_workers) as pool:
         yield from show(pool.map(_prepare, jobs, chunksize=_CHUNK), len(jobs))
 
 

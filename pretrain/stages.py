@@ -109,12 +109,15 @@ def finished_seconds(stage: Stage, work_dir: Path) -> float | None:
 
 
 def _read_mark(stage: Stage, work_dir: Path) -> dict[str, Any] | None:
-    """What the stage left when it finished: ``fingerprint``, ``seconds`` it took, and when (``at``, seconds since 1970)."""
+    """What the stage left when it finished: ``fingerprint``, ``seconds`` it took, and when (``at``, seconds since 1970).
+
+    None if it has not, or an earlier version left something else.
+    """
     mark = work_dir / 'finished' / f'{stage.name}.json'
     if not mark.is_file() or not all(path.exists() for path in stage.outputs):
         return None
     record: dict[str, Any] = json.loads(mark.read_text(encoding='utf-8'))
-    return record if record['fingerprint'] == stage.fingerprint else None
+    return record if record['fingerprint'] == stage.fingerprint and 'at' in record else None
 
 
 class _Running:

@@ -40,6 +40,14 @@ def test_a_stage_runs_again_if_its_command_changed_or_its_output_is_gone(tmp_pat
     assert (tmp_path / 'out').read_text() == 'y'
 
 
+def test_a_mark_that_an_earlier_version_left_counts_for_nothing(tmp_path):
+    stage, work = append('one', tmp_path / 'out', 'x'), tmp_path / 'work'
+    run_stages([stage], work, tmp_path)
+    (work / 'finished/one.json').write_text(json.dumps(dict(fingerprint=stage.fingerprint, seconds=1.0)))
+    run_stages([stage], work, tmp_path)
+    assert (tmp_path / 'out').read_text() == 'xx'
+
+
 def test_a_stage_runs_again_if_one_that_it_needs_did(tmp_path):
     work, first, second = tmp_path / 'work', tmp_path / 'first', tmp_path / 'second'
     after = replace(append('after', second, 'x'), needs=('before',))

@@ -12,7 +12,6 @@ goes on when started again with the same options; the pictures do not depend on 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from addp_backbone.environment import num_cores
 from addp_backbone.shape_dataset import ShapeSettings, write_shapes
 from addp_backbone.shapes import MAX_CLUTTER
 
@@ -50,8 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--clutter', type=int, default=MAX_CLUTTER, help='most things behind the shapes (default: %(default)s)')
     parser.add_argument('--shape-size', type=float, nargs=2, default=(0.1, 0.36), metavar=('MIN', 'MAX'),
                         help='side of shapes in scenes as a share of the picture\'s shorter side (default: 0.1 0.36)')
-    parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-                        else os.cpu_count() or 1, help='processes (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=num_cores(), help='processes (default: %(default)s)')
     return parser.parse_args(argv)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -22,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from addp_backbone.environment import num_cores
 from addp_backbone.files import replace_file
 from pretrain.miniature import Miniature, Sizes, as_markdown
 from pretrain.report import make_report
 from pretrain.stage_processes import ToolForks, start_command
-from pretrain.stages import StageError, finished_seconds, run_stages
+from pretrain.stages import Stage, StageError, finished_seconds, run_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LANES = 4
@@ -51,12 +51,12 @@ def has_quick_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, name, bool)()) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
 
-def run(miniature: Miniature) -> str:
-    """Runs what has not finished yet, as many stages side by side as there are cores; returns how."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+def run(stages: Sequence[Stage], work: Path) -> str:
+    """Runs what has not finished yet, as many stages side by side as there are cores, at most :data:`MAX_LANES`; returns how."""
+    cores = num_cores()
     lanes = min(MAX_LANES, cores)
     threads = cores // lanes
-    run_stages(miniature.stages(), miniature.work, ROOT, lanes, ToolForks(threads) if sys.platform == 'linux' else start_command)
+    run_stages(stages, work, ROOT, lanes, ToolForks(threads) if sys.platform == 'linux' else start_command)
     return f'{lanes} side by side with {threads} CPU thread{"s" * (threads > 1)} each'
 
 
@@ -65,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     work = args.work_dir.absolute()
     miniature = Miniature(work, Sizes().scaled(args.scale), args.seeds, args.amp)
+    stages = miniature.stages()
     started = time.monotonic()
     try:
-        lanes = run(miniature)
+        lanes = run(stages, work)
     except StageError as error:
         print(f'quickstart: {error}', file=sys.stderr)
         return 1
@@ -76,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     results = miniature.results()
     table = as_markdown(results)
-    stages = miniature.stages()
     minutes = sum(finished_seconds(stage, work) or 0 for stage in stages) / 60
     notes = [f'{minutes:.1f} minutes of stages, {lanes}; {(time.monotonic() - started) / 60:.1f} minutes in all since this command started. '
              f'{len(stages)} stages, {"bfloat16" if args.amp else "float32"}, torch {torch.__version__}, {platform.machine()}.']
