@@ -282,7 +282,7 @@ def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequ
         spread: 1 places shapes anywhere, 0 in the middle.
         typical: Probability that a shape is of its class's typical material (:func:`typical_material`), as things in photographs often are;
             backgrounds are dull then. 0: material tells nothing, outlines alone do.
-        clutter: Largest number of things behind the shapes that belong to no class; at least a third of it are there.
+        clutter: Largest number of things behind the shapes that belong to no class; the smallest is 8 / 21 of it, rounded down.
 
     Returns:
         The picture, at least one shape on it.

@@ -99,9 +99,11 @@ def test_stages_that_need_nothing_of_each_other_run_side_by_side(tmp_path):
 
 
 def test_a_stage_starts_only_when_what_it_needs_has_finished_and_others_go_before_it(tmp_path):
-    note = "import sys, time; open('order', 'a').write('+' + sys.argv[1]); time.sleep(float(sys.argv[2])); open('order', 'a').write('-' + sys.argv[1])"
-    stages = [Stage('a', 1, ('-c', note, 'a', '0.6')), Stage('b', 1, ('-c', note, 'b', '0'), needs=('a',)), Stage('c', 1, ('-c', note, 'c', '0'))]
-    run_stages(stages, tmp_path / 'work', tmp_path, lanes=2)
+    def note(name):
+        return f"open('order', 'a').write('+{name}')\n{wait_for(name, 'c') if name == 'a' else wait_for(name)}\nopen('order', 'a').write('-{name}')"
+
+    stages = [Stage('a', 1, ('-c', note('a'))), Stage('b', 1, ('-c', note('b')), needs=('a',)), Stage('c', 1, ('-c', note('c')))]
+    run_stages(stages, tmp_path / 'work', tmp_path, lanes=2)  # a ends when c has begun
     order = (tmp_path / 'order').read_text()
     assert order.index('-a') < order.index('+b') and order.index('+c') < order.index('-a')
 
