@@ -10,9 +10,9 @@ SOURCES := addp_backbone pretrain tools tests det_configs seg_configs setup.py
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
 
-# The same table for three seeds, four times as long each.
+# The same table for three seeds, from a token predictor and an ADDP that train four times as long.
 miniature: $(INSTALLED)
-	$(PYTHON) tools/quickstart.py --seeds 0 1 2 --scale 4 --work-dir work_dirs/miniature
+	$(PYTHON) tools/quickstart.py --seeds 0 1 2 --pretraining 4 --work-dir work_dirs/miniature
 
 # Two workers with one thread each: the tests are many and small.
 test: $(INSTALLED)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 from mmengine.registry import MODELS
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addp_backbone.dropout import Dropout, dropout
+from addp_backbone.mlp import Mlp
 from addp_backbone.positions import relative_positions
 from addp_backbone.relative_attention import relative_attention
 from addp_backbone.windows import merge_windows, pad_to_windows, partition_windows
@@ -199,8 +200,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, num_heads, dropout, window_size, rel_pos_size)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, hidden_features=4 * width)
-        self.mlp.drop1, self.mlp.drop2 = Dropout(dropout), Dropout(dropout)
+        self.mlp = Mlp(width, dropout)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

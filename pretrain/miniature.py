@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -62,6 +62,10 @@ class Sizes:
         numbers = {name: max(_MIN, round(count * factor)) for name, count in vars(self).items() if name != 'side_px'}
         numbers['classification_epochs'] = max(3, round(self.classification_epochs * factor))
         return Sizes(side_px=self.side_px, **numbers)
+
+    def pretrained(self, factor: float) -> Sizes:
+        """Token predictor and ADDP trained ``factor`` times as long, everything else as it is."""
+        return replace(self, token_predictor=max(_MIN, round(self.token_predictor * factor)), addp=max(_MIN, round(self.addp * factor)))
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,10 @@ class Miniature:
         tokenizer = f'model.init_cfg.tokenizer={work / "tokenizer"}'
         predictor = f'model.init_cfg.token_predictor={work / "token_predictor"}'
         return [
-            self._pretrain_one('tokenizer', 'shapes', s.tokenizer, 80, 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
+            self._pretrain_one('tokenizer', 'shapes', s.tokenizer, 0.22 * s.tokenizer, 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
                                'custom_hooks.2.stop_after_iters=' + str(s.tokenizer * 3 // 4)),
-            self._pretrain_one('token_predictor', 'tokenizer', s.token_predictor, 140, tokenizer),
-            self._pretrain_one('addp', 'token_predictor', s.addp, 540, tokenizer, predictor),
+            self._pretrain_one('token_predictor', 'tokenizer', s.token_predictor, 0.36 * s.token_predictor, tokenizer),
+            self._pretrain_one('addp', 'token_predictor', s.addp, 0.68 * s.addp, tokenizer, predictor),
             Stage('convert', 8, ('tools/convert_checkpoint.py', str(work / f'addp/iter_{s.addp}.pth'), str(self.backbone),
                                  '--patch-size', '8', '--img-size', '128'), (self.backbone,), ('addp',)),
         ]
@@ -211,7 +215,8 @@ class Miniature:
             'model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.work}/addp/iter_{self.sizes.addp}.pth']
         data = [f'{part}_dataloader.dataset.data_root={self.data / "classes"}' for part in ('train', 'val', 'test')]
         options = [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
-        return Path(f'pretrain/configs/{task}_tiny.py'), 60 if task == 'finetune' else 30, options
+        seconds = (5.0 if task == 'finetune' else 2.5) * self.sizes.classification_epochs
+        return Path(f'pretrain/configs/{task}_tiny.py'), seconds, options
 
     def _predict_densely(self, task: str, init: str) -> tuple[Path, float, list[str]]:
         iters = self.sizes.detection if task == 'det' else self.sizes.segmentation
@@ -221,7 +226,7 @@ class Miniature:
                    f'param_scheduler.1.begin={warm_up}']
         if init == 'addp':
             options += ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.backbone}']
-        return self.work / 'configs' / f'shapes_{task}.py', 170 if task == 'det' else 100, options
+        return self.work / 'configs' / f'shapes_{task}.py', (0.57 if task == 'det' else 0.5) * iters, options
 
     def _show(self) -> list[Stage]:
         """Overlays of both dense tasks and the curves of pre-training."""

@@ -16,7 +16,6 @@ Exit code 1 and nothing written if the data has errors. Then: python tools/train
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from addp_backbone.coco_checks import DetectionSplit, check_detection
 from addp_backbone.dataset_findings import Findings
 from addp_backbone.dataset_leaf import detection_leaf, schedule_hint, segmentation_leaf, write_leaf
+from addp_backbone.environment import num_cores
 from addp_backbone.mask_checks import VOID_255, VOID_ZERO, SegmentationSplit, check_segmentation, read_classes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument('--base', type=Path, default=REPOSITORY / base, help=f'config to inherit from (default: {base})')
         sub.add_argument('--force', action='store_true', help='replace an existing config')
         sub.add_argument('--max-findings', type=int, default=10, metavar='N', help='findings shown of each kind (default: 10; 0 = all)')
-        sub.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='threads that read images (default: %(default)s)')
+        sub.add_argument('--workers', type=int, default=num_cores(), help='threads that read images (default: %(default)s)')
         if task == 'det':
             sub.add_argument('--box-only', action='store_true', help='ignore masks: train Faster R-CNN')
         else:

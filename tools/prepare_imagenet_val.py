@@ -8,7 +8,6 @@ SOURCE is flat or in class folders. A cut run goes on when started again; manife
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from addp_backbone.environment import num_cores
 from pretrain.picture_sets import MANIFEST_FILE, NUM_IMAGES, SIZE_PX
 from pretrain.reference_set import prepare_reference_set
 
@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, metavar='SOURCE', help="folder with ImageNet's validation images")
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=num_cores(), help='processes (default: %(default)s)')
     parser.add_argument('--size', type=int, default=SIZE_PX, metavar='PX', help='side; others than 256 are not the published protocol')
     return parser.parse_args(argv)
 

@@ -1,7 +1,7 @@
 """The paper's table in miniature, from generated images: pre-training, generation, classification, Mask R-CNN, UperNet.
 
     make quickstart            python tools/quickstart.py                  one seed
-    make miniature             python tools/quickstart.py --seeds 0 1 2 --scale 4 --work-dir work_dirs/miniature
+    make miniature             python tools/quickstart.py --seeds 0 1 2 --pretraining 4 --work-dir work_dirs/miniature
 
 No download, no GPU. Cut off and started again, it goes on where it stopped. Written into --work-dir: results.md, results.json,
 report.html (open it in a browser) and everything that the stages make. Every number is read from an evaluation's own file.
@@ -37,12 +37,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes')
     parser.add_argument('--scale', type=float, default=1.0, help='multiplies images and iterations; 0.01 shows in minutes that it runs')
+    parser.add_argument('--pretraining', type=float, default=1.0, metavar='FACTOR',
+                        help='multiplies the iterations of token predictor and ADDP (after --scale), and nothing of what is compared')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds of the transfer trainings (default: 0)')
     parser.add_argument('--amp', action=argparse.BooleanOptionalAction, default=has_quick_bfloat16(),
                         help='train in bfloat16 autocast (default: if the CPU has instructions for it)')
     args = parser.parse_args(argv)
-    if args.scale <= 0 or len(set(args.seeds)) != len(args.seeds):
-        parser.error(f'--scale must be positive and --seeds differ, got {args.scale} and {args.seeds}')
+    if min(args.scale, args.pretraining) <= 0 or len(set(args.seeds)) != len(args.seeds):
+        parser.error(f'--scale and --pretraining must be positive and --seeds differ, got {args.scale}, {args.pretraining} and {args.seeds}')
     return args
 
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what has not finished yet; prints and writes the table and the report."""
     args = parse_args(argv)
     work = args.work_dir.absolute()
-    miniature = Miniature(work, Sizes().scaled(args.scale), args.seeds, args.amp)
+    miniature = Miniature(work, Sizes().scaled(args.scale).pretrained(args.pretraining), args.seeds, args.amp)
     stages = miniature.stages()
     started = time.monotonic()
     try:
