@@ -16,6 +16,7 @@ from addp_backbone.dropout import Dropout, dropout
 from addp_backbone.mlp import Mlp
 from addp_backbone.positions import relative_positions
 from addp_backbone.relative_attention import relative_attention
+from addp_backbone.short_attention import SHORT, short_attention
 from addp_backbone.windows import merge_windows, pad_to_windows, partition_windows
 
 NORM_EPS = 1e-6
@@ -156,6 +157,8 @@ class Attention(nn.Module):
         p = self.dropout if self.training else 0.0
         if p and q.device.type == 'cpu':  # where fused attention would keep all weights too, in float32, and draw the mask slowly
             out = dropout((q * scale @ k.transpose(-2, -1)).softmax(-1), p) @ v
+        elif q.device.type == 'cpu' and q.element_size() == 2 and N <= SHORT:
+            out = short_attention(q, k, v, scale)
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=scale)
         return out[..., :D].transpose(1, 2).reshape(B, N, C3 // 3)

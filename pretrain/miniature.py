@@ -45,15 +45,15 @@ class Sizes:
 
     side_px: int = 128
     plain: int = 1500
-    train_scenes: int = 240
+    train_scenes: int = 60
     val_scenes: int = 60
-    train_per_class: int = 50
+    train_per_class: int = 20
     val_per_class: int = 40
     tokenizer: int = 350
     token_predictor: int = 400
     addp: int = 800
     samples: int = 36
-    classification_epochs: int = 12
+    classification_epochs: int = 30
     detection: int = 300
     segmentation: int = 200
 
@@ -215,7 +215,7 @@ class Miniature:
             'model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.work}/addp/iter_{self.sizes.addp}.pth']
         data = [f'{part}_dataloader.dataset.data_root={self.data / "classes"}' for part in ('train', 'val', 'test')]
         options = [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
-        seconds = (5.0 if task == 'finetune' else 2.5) * self.sizes.classification_epochs
+        seconds = (2.2 if task == 'finetune' else 1.1) * self.sizes.classification_epochs
         return Path(f'pretrain/configs/{task}_tiny.py'), seconds, options
 
     def _predict_densely(self, task: str, init: str) -> tuple[Path, float, list[str]]:
