@@ -16,7 +16,7 @@ model = dict(
                   init_cfg=None),
     neck=dict(in_channels=192, out_channels=num_channels, scales=(2, 1, 0.5, 0.25)),  # maps of strides 4 to 32, as with 16 px patches
     rpn_head=dict(in_channels=num_channels, feat_channels=num_channels, num_convs=1,
-        anchor_generator=dict(scales=[4])),  # sides 16 to 256 px: small images have small objects
+        anchor_generator=dict(scales=[3], ratios=[0.5, 1.0, 2.0, 4.0])),  # sides 12 to 192 px, for small and for upright things
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=num_channels, roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(in_channels=num_channels, conv_out_channels=num_channels, num_shared_convs=1, fc_out_channels=256),
@@ -42,9 +42,9 @@ train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=1200, val_interval=600)
+train_cfg = dict(max_iters=850, val_interval=850)
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.05),
+    optimizer=dict(lr=1.5e-3, weight_decay=0.05),
     paramwise_cfg=dict(decay_rate=1.0),
     clip_grad=dict(max_norm=1.0))
 param_scheduler = [

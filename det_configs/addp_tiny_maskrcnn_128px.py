@@ -7,7 +7,9 @@ _base_ = './addp_tiny_maskrcnn.py'
 
 image_size = 128
 
-model = dict(backbone=dict(img_size=image_size, window_size=0, tokenizer_norm=True))  # as in pre-training; not compared here, segmentation gains by it
+model = dict(
+    backbone=dict(img_size=image_size, window_size=0, tokenizer_norm=True),  # as in pre-training; not compared here, segmentation gains by it
+    rpn_head=dict(anchor_generator=dict(scales=[4], ratios=[0.5, 1.0, 2.0])))
 
 size = (image_size, image_size)
 train_pipeline = [dict(step, scale=size, crop_size=size) if 'crop_size' in step else step for step in _base_.train_pipeline]
