@@ -2,6 +2,10 @@
 
 Command: ``python tools/train.py det_configs/addp_tiny_maskrcnn.py`` (no GPU needed). On own data: inherit from this leaf
 (``tools/new_dataset.py`` writes such a config). All values are ours, tuned on small data; nothing is published.
+
+Measured on CamVid (367 training and 101 validation photographs of 480 x 360, 4 classes) from random weights in two runs of about these
+settings, bfloat16, one thread of a loaded AMD EPYC, 19 and 23 minutes: AP box 3.5 and 2.7, AP50 10.3 and 7.1, AP of large objects 34.1 and
+26.1. Near cars are found; facades are often taken for cars. It checks that everything works; it is no detector yet.
 """
 
 _base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
