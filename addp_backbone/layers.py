@@ -76,6 +76,7 @@ class Attention(nn.Module):
     Relative positions add ``q . R_h[row offset] + q . R_w[column offset]`` to each logit (ViTDet, MViTv2), without ever making
     an N x N tensor. On a CPU :func:`addp_backbone.relative_attention.relative_attention` does it in blocks. Elsewhere, and with
     dropout, fused attention does: the two terms become extra columns of the queries, which the keys pick with one-hot columns.
+    Without them short sequences in two bytes on a CPU go to :func:`addp_backbone.short_attention.short_attention`, others are fused.
 
     Args:
         width: Channels of a token.

@@ -59,13 +59,13 @@ class Sizes:
 
     def scaled(self, factor: float) -> Sizes:
         """Everything but the side times ``factor``, at least 8 (3 epochs)."""
-        numbers = {name: max(_MIN, round(count * factor)) for name, count in vars(self).items() if name != 'side_px'}
+        numbers = {name: _times(count, factor) for name, count in vars(self).items() if name != 'side_px'}
         numbers['classification_epochs'] = max(3, round(self.classification_epochs * factor))
         return Sizes(side_px=self.side_px, **numbers)
 
     def pretrained(self, factor: float) -> Sizes:
         """Token predictor and ADDP trained ``factor`` times as long, everything else as it is."""
-        return replace(self, token_predictor=max(_MIN, round(self.token_predictor * factor)), addp=max(_MIN, round(self.addp * factor)))
+        return replace(self, token_predictor=_times(self.token_predictor, factor), addp=_times(self.addp, factor))
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,10 @@ class Miniature:
     def _read(self, row: Row, init: str, seed: int) -> float:
         metrics = json.loads(self.result_file(row.task, init, seed).read_text(encoding='utf-8'))
         return metrics[row.key] if metrics else 0.0  # no metrics: the detector predicted nothing at all
+
+
+def _times(count: int, factor: float) -> int:
+    return max(_MIN, round(count * factor))
 
 
 def as_markdown(results: dict[str, dict[str, list[float]]]) -> str:
