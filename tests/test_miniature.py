@@ -126,8 +126,6 @@ def test_scaling_keeps_every_stage_possible():
     assert sizes.classification_epochs == 3
 
 
-
-
 def test_longer_pretraining_changes_nothing_of_what_is_compared():
     longer, usual = vars(Sizes().pretrained(2.5)), vars(Sizes())
     assert {name for name in usual if usual[name] != longer[name]} == {'token_predictor', 'addp'}
