@@ -64,6 +64,9 @@ class ADDP(nn.Module):
         tokenizer: Arguments of :class:`VQGANTokenizer`; its defaults where left out.
         token_predictor: Arguments of :class:`TokenPredictor` but for the numbers of tokens and codes, which follow.
         dropout: Dropout of encoder and decoder in train mode.
+        token_dropout: Probability with which, in train mode, a sample's tokens are hidden from the decoder, which then learns about the
+            picture from the encoder alone. 0 as published. A small decoder that is trained for minutes reads the tokens only, and the
+            encoder learns next to nothing (README, "Where the weights help").
         predictor_dropout: Whether the token predictor's dropout acts in train mode. The published trainer lets it, by
             calling ``train()`` on everything; the method wants the predictor as it is.
         frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
@@ -78,16 +81,19 @@ class ADDP(nn.Module):
     def __init__(self, arch: str | Mapping[str, int] | Arch = 'base', decoder_depth: int = 8,
                  decoder_num_heads: int = 16, img_size: int = 256, patch_size: int = 16,
                  tokenizer: Mapping[str, Any] | None = None, token_predictor: Mapping[str, Any] | None = None,
-                 dropout: float = 0.1, predictor_dropout: bool = False,
+                 dropout: float = 0.1, token_dropout: float = 0.0, predictor_dropout: bool = False,
                  frozen_dtype: str | torch.dtype | None = None, position_waves: bool = False) -> None:
         super().__init__()
         if img_size % patch_size:
             raise ValueError(f'img_size must be a multiple of patch_size, got {img_size} and {patch_size}')
+        if not 0 <= token_dropout <= 1:
+            raise ValueError(f'token_dropout is a probability, got {token_dropout}')
         size = get_arch(arch)
         self.img_size = img_size
         self.patch_size = patch_size
         self.grid = (img_size // patch_size, img_size // patch_size)
         self.num_tokens = self.grid[0] * self.grid[1]
+        self.token_dropout = token_dropout
         self.predictor_dropout = predictor_dropout
         self._build_frozen(tokenizer or {}, token_predictor or {}, resolve_dtype(frozen_dtype))
         self.num_codes = self.tokenizer.num_codes
@@ -243,5 +249,12 @@ class ADDP(nn.Module):
         Returns:
             A scalar, float32.
         """
-        logits = self.score_vocabulary(self.encode_pixels(sample.noisy_images), sample.tokens, mask)
+        logits = self.score_vocabulary(self.encode_pixels(sample.noisy_images), self._drop_tokens(sample.tokens), mask)
         return masked_soft_cross_entropy(logits, sample.target, mask, label_smoothing)
+
+    def _drop_tokens(self, tokens: Tensor) -> Tensor:
+        """Puts the mask token in place of all tokens (B, L) of some samples, see ``token_dropout``."""
+        if not self.training or self.token_dropout == 0:
+            return tokens
+        dropped = torch.rand(len(tokens), 1, device=tokens.device) < self.token_dropout
+        return tokens.masked_fill(dropped, self.vocabulary.mask_id)

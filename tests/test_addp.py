@@ -161,6 +161,25 @@ def test_predictor_dropout_is_an_option_and_acts_in_train_mode_only(batch):
     assert not model.tokenizer.training
 
 
+def test_hidden_tokens_leave_the_loss_to_the_pixels_in_train_mode_only(batch, sample):
+    """Where every sample's tokens are hidden, the loss is the same whatever they are; evaluation sees them."""
+    model = tiny_addp(token_dropout=1.0, dropout=0.0)
+    mask = batch[1]
+    other = sample._replace(tokens=(sample.tokens + 1) % NUM_CODES)
+    torch.testing.assert_close(model.train().masked_loss(other, mask), model.masked_loss(sample, mask), rtol=0, atol=0)
+    assert not torch.equal(model.masked_loss(sample._replace(noisy_images=1 - sample.noisy_images), mask), model.masked_loss(sample, mask))
+    assert not torch.equal(model.eval().masked_loss(other, mask), model.masked_loss(sample, mask))
+
+
+def test_tokens_are_hidden_of_whole_samples_as_often_as_said(sample):
+    torch.manual_seed(0)
+    model = tiny_addp(token_dropout=0.25).train()
+    tokens = sample.tokens[:1].expand(4000, -1)
+    hidden = model._drop_tokens(tokens) == model.vocabulary.mask_id
+    assert torch.equal(hidden.any(1), hidden.all(1))
+    assert hidden.all(1).float().mean().item() == pytest.approx(0.25, abs=0.03)  # four standard deviations
+
+
 def test_dropout_acts_on_the_trained_network_in_train_mode(batch, sample):
     noisy, still = tiny_addp().train(), tiny_addp(dropout=0.0).train()
     assert noisy.masked_loss(sample, batch[1]) != noisy.masked_loss(sample, batch[1])
@@ -300,6 +319,7 @@ def test_another_resolution_and_number_of_codes_follow_from_the_options():
     (dict(img_size=36), 'img_size must be a multiple of patch_size, got 36 and 8'),
     (dict(patch_size=16), r'8 x 8 pixels .* for patch_size=16'),
     (dict(decoder_num_heads=5), 'multiple of num_heads'),
+    (dict(token_dropout=1.5), 'token_dropout is a probability, got 1.5'),
 ])
 def test_sizes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
