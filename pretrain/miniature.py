@@ -50,7 +50,7 @@ class Sizes:
     train_per_class: int = 20
     val_per_class: int = 40
     tokenizer: int = 350
-    token_predictor: int = 400
+    token_predictor: int = 500
     addp: int = 800
     samples: int = 36
     classification_epochs: int = 30
@@ -64,8 +64,12 @@ class Sizes:
         return Sizes(side_px=self.side_px, **numbers)
 
     def pretrained(self, factor: float) -> Sizes:
-        """Token predictor and ADDP trained ``factor`` times as long, everything else as it is."""
-        return replace(self, token_predictor=_times(self.token_predictor, factor), addp=_times(self.addp, factor))
+        """ADDP trained ``factor`` times as long, everything else as it is; the token predictor gains nothing after a few hundred."""
+        return replace(self, addp=_times(self.addp, factor))
+
+    def transferred(self, factor: float) -> Sizes:
+        """Mask R-CNN and UperNet trained ``factor`` times as long, everything else as it is."""
+        return replace(self, detection=_times(self.detection, factor), segmentation=_times(self.segmentation, factor))
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_scaling_keeps_every_stage_possible():
     assert sizes.classification_epochs == 3
 
 
-def test_longer_pretraining_changes_nothing_of_what_is_compared():
-    longer, usual = vars(Sizes().pretrained(2.5)), vars(Sizes())
-    assert {name for name in usual if usual[name] != longer[name]} == {'token_predictor', 'addp'}
-    assert longer['addp'] == 2.5 * usual['addp']
+@pytest.mark.parametrize(('lengthen', 'what'), [(Sizes.pretrained, {'addp'}), (Sizes.transferred, {'detection', 'segmentation'})])
+def test_pretraining_and_transfer_are_lengthened_apart(lengthen, what):
+    longer, usual = vars(lengthen(Sizes(), 2.5)), vars(Sizes())
+    assert {name: longer[name] for name in usual if usual[name] != longer[name]} == {name: 2.5 * usual[name] for name in what}

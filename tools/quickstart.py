@@ -38,13 +38,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes')
     parser.add_argument('--scale', type=float, default=1.0, help='multiplies images and iterations; 0.01 shows in minutes that it runs')
     parser.add_argument('--pretraining', type=float, default=1.0, metavar='FACTOR',
-                        help='multiplies the iterations of token predictor and ADDP (after --scale), and nothing of what is compared')
+                        help='multiplies the iterations of ADDP (after --scale), and nothing of what is compared')
+    parser.add_argument('--transfer', type=float, default=1.0, metavar='FACTOR',
+                        help='multiplies the iterations of Mask R-CNN and UperNet, from both kinds of weights (after --scale)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds of the transfer trainings (default: 0)')
     parser.add_argument('--amp', action=argparse.BooleanOptionalAction, default=has_quick_bfloat16(),
                         help='train in bfloat16 autocast (default: if the CPU has instructions for it)')
     args = parser.parse_args(argv)
-    if min(args.scale, args.pretraining) <= 0 or len(set(args.seeds)) != len(args.seeds):
-        parser.error(f'--scale and --pretraining must be positive and --seeds differ, got {args.scale}, {args.pretraining} and {args.seeds}')
+    factors = args.scale, args.pretraining, args.transfer
+    if min(factors) <= 0 or len(set(args.seeds)) != len(args.seeds):
+        parser.error(f'--scale, --pretraining and --transfer must be positive and --seeds differ, got {factors} and {args.seeds}')
     return args
 
 
@@ -66,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what has not finished yet; prints and writes the table and the report."""
     args = parse_args(argv)
     work = args.work_dir.absolute()
-    miniature = Miniature(work, Sizes().scaled(args.scale).pretrained(args.pretraining), args.seeds, args.amp)
+    sizes = Sizes().scaled(args.scale).pretrained(args.pretraining).transferred(args.transfer)
+    miniature = Miniature(work, sizes, args.seeds, args.amp)
     stages = miniature.stages()
     started = time.monotonic()
     try:

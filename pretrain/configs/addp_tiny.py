@@ -9,9 +9,9 @@ _base_ = ['_base_/tiny.py', '_base_/runtime.py']
 model = dict(
     type='ADDPPretraining',
     network=dict(
-        arch='tiny', decoder_depth=2, decoder_num_heads=3, img_size=_base_.img_size, patch_size=_base_.patch_size,
-        tokenizer=_base_.tokenizer, token_predictor=_base_.token_predictor, dropout=_base_.dropout,
-        position_waves=True),
+        arch='tiny', decoder_depth=1, decoder_num_heads=3, token_dropout=0.75,  # or the decoder does without the encoder
+        img_size=_base_.img_size, patch_size=_base_.patch_size, tokenizer=_base_.tokenizer,
+        token_predictor=_base_.token_predictor, dropout=_base_.dropout, position_waves=True),
     init_cfg=dict(tokenizer='work_dirs/tokenizer_tiny', token_predictor='work_dirs/token_predictor_tiny'))
 
 default_hooks = dict(

@@ -23,7 +23,7 @@ train_dataloader = dict(
         max_unreadable=10,
         pipeline=[
             dict(type='SeedAugmentation'),
-            dict(type='RandomResizedCropImage', size=img_size, scale=(0.2, 1.0), interpolation='bicubic'),
+            dict(type='RandomResizedCropImage', size=img_size, scale=(0.08, 0.35), interpolation='bicubic'),  # a shape is many tokens
             dict(type='RandomFlipImage', prob=0.5),
             dict(type='PackImage'),
         ]))
