@@ -66,7 +66,7 @@ class ADDP(nn.Module):
         dropout: Dropout of encoder and decoder in train mode.
         token_dropout: Probability with which, in train mode, a sample's tokens are hidden from the decoder, which then learns about the
             picture from the encoder alone. 0 as published. A small decoder that is trained for minutes reads the tokens only, and the
-            encoder learns next to nothing (README, "Where the weights help").
+            encoder learns next to nothing (see ``tools/probe_addp.py``).
         predictor_dropout: Whether the token predictor's dropout acts in train mode. The published trainer lets it, by
             calling ``train()`` on everything; the method wants the predictor as it is.
         frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
@@ -256,5 +256,5 @@ class ADDP(nn.Module):
         """Puts the mask token in place of all tokens (B, L) of some samples, see ``token_dropout``."""
         if not self.training or self.token_dropout == 0:
             return tokens
-        dropped = torch.rand(len(tokens), 1, device=tokens.device) < self.token_dropout
-        return tokens.masked_fill(dropped, self.vocabulary.mask_id)
+        dropped = torch.rand(len(tokens), 1) < self.token_dropout
+        return tokens.masked_fill(dropped.to(tokens.device), self.vocabulary.mask_id)

@@ -54,7 +54,7 @@ class PictureHook(Hook):
     def _save(self, runner: Runner, iteration: int) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if self._images is None:
-            self._images = _pick_images(runner.train_dataloader.dataset, self.num_images, model)
+            self._images = pick_images(runner.train_dataloader.dataset, self.num_images, model)
         columns = model.draw_columns(self._images, torch.Generator().manual_seed(0))
         picture = compose(columns)
         path = Path(runner.work_dir) / 'pictures' / f'iter_{iteration:06d}.png'
@@ -87,7 +87,7 @@ def compose(columns: Mapping[str, Tensor]) -> Image.Image:
     return canvas
 
 
-def _pick_images(dataset: Any, count: int, model: Any) -> Tensor:
+def pick_images(dataset: Any, count: int, model: Any) -> Tensor:
     """Images of a data set, evenly spread, as the model gets them; a seeded index makes their augmentation the same each time."""
     places = [i * len(dataset) // count for i in range(min(count, len(dataset)))]
     samples = [dataset[SampleIndex(place, seed=place)] for place in places]

@@ -1,0 +1,101 @@
+"""Tells whether an ADDP's encoder has learned anything, which its loss does not show: the decoder may do with the tokens alone.
+
+    python tools/probe_addp.py pretrain/configs/addp_tiny.py work_dirs/addp_tiny
+    python tools/probe_addp.py CONFIG CKPT --num-images 1024 --cfg-options train_dataloader.dataset.data_root=MY/IMAGES
+
+CONFIG is a pre-training config of ADDP that names the tokenizer and the token predictor, CKPT a checkpoint (or work dir) of that training or a
+released file. Images come from the config's training set, with its augmentation, in the same way each time. Printed: cross entropies
+against the token predictor's distribution at masked places, in nats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import DATASETS, MODELS
+from torch import Tensor
+
+from addp_backbone.files import replace_file
+from addp_backbone.launch import load_config
+from pretrain.encoder_use import EncoderUse, measure_encoder_use
+from pretrain.mask_schedule import masks_from_noise, num_masked
+from pretrain.picture_hook import pick_images
+from pretrain.training import ADDPPretraining
+
+BATCH_SIZE = 32
+NOISIER_BY = 0.05  # m_{t+1} is 1 to 5 timesteps on in training
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='pre-training config of ADDP')
+    parser.add_argument('checkpoint', help="checkpoint of the config's training, its work dir, or a released file")
+    parser.add_argument('--num-images', type=int, default=256, metavar='N', help='default: %(default)s')
+    parser.add_argument('--mask-ratio', type=float, default=0.5, metavar='R', help='share of masked places (default: %(default)s)')
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='also write the figures there')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config')
+    args = parser.parse_args(argv)
+    if args.num_images < 2 or not 0 < args.mask_ratio <= 1:
+        parser.error(f'--num-images must be at least 2 and --mask-ratio in (0, 1], got {args.num_images} and {args.mask_ratio}')
+    return args
+
+
+def build_model(cfg: Config, checkpoint: str) -> ADDPPretraining:
+    """The config's model with the weights of all three networks."""
+    if cfg.get('model', {}).get('type') != 'ADDPPretraining':
+        raise ValueError(f'{cfg.filename} does not train ADDP: wanted model.type="ADDPPretraining", e.g. pretrain/configs/addp_tiny.py')
+    cfg.model.init_cfg = dict(cfg.model.get('init_cfg') or {}, addp=checkpoint)
+    model: ADDPPretraining = MODELS.build(cfg.model)
+    model.init_weights()
+    return model.to('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def batches(images: Tensor, num_tokens: int, ratio: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images in batches with their masks; a last single image joins the batch before it."""
+    counts = num_masked(ratio, num_tokens), num_masked(min(1.0, ratio + NOISIER_BY), num_tokens)
+    generator = torch.Generator().manual_seed(0)
+    for part in images.tensor_split(-(-len(images) // BATCH_SIZE)):  # sizes differ by one at most
+        masks = masks_from_noise(torch.rand(len(part), num_tokens, generator=generator), *counts)
+        yield part, masks[0].to(part.device), masks[1].to(part.device)
+
+
+def describe(use: EncoderUse) -> str:
+    """The table that is printed."""
+    return '\n'.join((
+        f'{use.least:7.3f}  the target\'s own entropy: no prediction is better',
+        f'{use.addp:7.3f}  ADDP: {use.learned:.0%} of what there is to learn',
+        f'{use.without_tokens:7.3f}  the tokens hidden from the decoder: the encoder alone, {use.learned_by_encoder:.0%}',
+        f'{use.other_image:7.3f}  the encoder\'s output of another image: {use.lost_without_encoder:.0%} lost',
+        f'{use.most:7.3f}  the mean target at every place: nothing learned'))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        cfg = load_config(args.config, args.cfg_options)
+        model = build_model(cfg, args.checkpoint)
+        images = pick_images(DATASETS.build(cfg.train_dataloader.dataset), args.num_images, model)
+        use = measure_encoder_use(model.addp, batches(images, model.addp.num_tokens, args.mask_ratio))
+    except (ValueError, OSError) as error:  # CheckpointError and LaunchError are ValueErrors
+        print(f'probe_addp: {error}', file=sys.stderr)
+        return 1
+    print(f'cross entropy against the target, in nats ({len(images)} images, {args.mask_ratio:.0%} masked)\n{describe(use)}')
+    if args.out:
+        shares = dict(learned=use.learned, learned_by_encoder=use.learned_by_encoder, lost_without_encoder=use.lost_without_encoder)
+        replace_file(args.out, json.dumps({**asdict(use), **shares}, indent=2) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
