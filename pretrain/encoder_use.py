@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pretrain.addp import ADDP
+from pretrain.frozen import evaluating
 from pretrain.losses import masked_soft_cross_entropy
 
 
@@ -62,27 +63,25 @@ def measure_encoder_use(addp: ADDP, batches: Iterable[tuple[Tensor, Tensor, Tens
     Raises:
         ValueError: If there is no batch, one has a single image, or nothing is masked.
     """
-    training = addp.training
-    addp.eval()
     sums = torch.zeros(4, dtype=torch.float64)
     targets = torch.zeros(addp.num_codes, dtype=torch.float64)
     places = 0
-    for images, mask, noisier_mask in batches:
-        if len(images) < 2 or not mask.any():
-            raise ValueError(f'wanted batches of at least 2 images with masked places, got {len(images)} and {int(mask.sum())} places')
-        sample = addp.diffuse(images, mask, noisier_mask)
-        encoded = addp.encode_pixels(sample.noisy_images)
-        hidden = torch.full_like(sample.tokens, addp.vocabulary.mask_id)
-        cases = ((encoded, sample.tokens), (encoded, hidden), (encoded.roll(1, dims=0), sample.tokens))
-        losses = [masked_soft_cross_entropy(addp.score_vocabulary(*case, mask)[..., :addp.num_codes], sample.target, mask, 0.0)
-                  for case in cases]
-        target = sample.target[mask].double()
-        count = len(target)
-        sums += torch.tensor([float(torch.special.entr(target).sum(-1).mean()), *map(float, losses)], dtype=torch.float64) * count
-        targets += target.sum(0).cpu()
-        places += count
+    with evaluating(addp):
+        for images, mask, noisier_mask in batches:
+            if len(images) < 2 or not mask.any():
+                raise ValueError(f'wanted batches of at least 2 images with masked places, got {len(images)} and {int(mask.sum())} places')
+            sample = addp.diffuse(images, mask, noisier_mask)
+            encoded = addp.encode_pixels(sample.noisy_images)
+            hidden = torch.full_like(sample.tokens, addp.vocabulary.mask_id)
+            cases = ((encoded, sample.tokens), (encoded, hidden), (encoded.roll(1, dims=0), sample.tokens))
+            losses = [masked_soft_cross_entropy(addp.score_vocabulary(*case, mask)[..., :addp.num_codes], sample.target, mask, 0.0)
+                      for case in cases]
+            target = sample.target[mask].double()
+            count = len(target)
+            sums += torch.tensor([float(torch.special.entr(target).sum(-1).mean()), *map(float, losses)], dtype=torch.float64) * count
+            targets += target.sum(0).cpu()
+            places += count
     if not places:
         raise ValueError('wanted at least one batch of images, got none')
-    addp.train(training)
     least, own, without_tokens, other_image = (sums / places).tolist()
     return EncoderUse(least, own, without_tokens, other_image, float(torch.special.entr(targets / places).sum()))

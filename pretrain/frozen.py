@@ -41,6 +41,17 @@ def frozen_forward(device_type: str, dtype: torch.dtype | None) -> Iterator[None
                 yield
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Sets eval mode for a while (no dropout); the model is left in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def freeze(model: nn.Module, names: Sequence[str]) -> None:
     """Freezes children of a model and keeps them out of its state dict.
 

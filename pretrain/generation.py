@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pretrain.addp import ADDP
-from pretrain.frozen import frozen_forward
+from pretrain.frozen import evaluating, frozen_forward
 from pretrain.sampling import Generators, Sampling, draw_uniform, sample_tokens, split_generator, to_gumbel
 from pretrain.tokenizer import VQGANTokenizer
 
@@ -83,7 +82,7 @@ def trajectory(model: ADDP, num_images: int, sampling: Sampling, generator: Gene
         yield state
         return
     for step in range(sampling.steps):
-        with torch.no_grad(), _eval_mode(model):
+        with torch.no_grad(), evaluating(model):
             logits = model.predict_logits(state.images, state.tokens, state.mask).float()  # (B, L, K)
             noise = draw_uniform(generators, logits.shape[1:], device)
             tokens = sample_tokens(logits, to_gumbel(noise), sampling.top_p)
@@ -188,18 +187,7 @@ def _to_edit(model: ADDP, num_images: int, images: Tensor, mask: Tensor | None) 
     if (counts != counts[0]).any():
         raise ValueError(f'each row of the mask must have equally many True places, got {sorted(set(counts.tolist()))}; '
                          'edit images with different numbers one by one')
-    with torch.no_grad(), frozen_forward(images.device.type, model.frozen_dtype), _eval_mode(model):
+    with torch.no_grad(), frozen_forward(images.device.type, model.frozen_dtype), evaluating(model):
         tokens = model.tokenizer.encode(images).tokens.expand(num_images, -1)
         uniform = torch.zeros(*tokens.shape, model.num_codes, device=images.device)
         return GenerationStep(model.tokenizer.decode(mix_latents(model.tokenizer, uniform, tokens, mask)), tokens, mask)
-
-
-@contextmanager
-def _eval_mode(model: ADDP) -> Iterator[None]:
-    """Without dropout; the model is left in the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

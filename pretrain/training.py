@@ -8,19 +8,18 @@ hook ``SeedEachIteration`` makes a function of (seed, rank, iteration).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from addp_backbone.checkpoint_io import CheckpointError, read_checkpoint
 from pretrain import averaging, data, epoch_loop, picture_hook, training_hooks, transforms, weight_decay  # noqa: F401  (registers them)
 from pretrain.addp import ADDP
-from pretrain.frozen import freeze
+from pretrain.frozen import evaluating, freeze
 from pretrain.image_files import grey_out
 from pretrain.mask_schedule import draw_masks, draw_predictor_masks, masks_from_noise, num_masked
 from pretrain.network_weights import load_network
@@ -263,14 +262,3 @@ class TokenPredictorTraining(TrainingModel):
                     f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(images, mask, self.grid),
                     'most likely': tokenizer.decode(tokenizer.lookup(torch.where(mask, probs.argmax(-1), tokens), self.grid)),
                     'expected': tokenizer.decode(soft)}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets eval mode for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
