@@ -74,7 +74,8 @@ def measure_encoder_use(addp: ADDP, batches: Iterable[tuple[Tensor, Tensor, Tens
             encoded = addp.encode_pixels(sample.noisy_images)
             hidden = torch.full_like(sample.tokens, addp.vocabulary.mask_id)
             cases = ((encoded, sample.tokens), (encoded, hidden), (encoded.roll(1, dims=0), sample.tokens))
-            losses = [masked_soft_cross_entropy(addp.score_vocabulary(*case, mask)[..., :addp.num_codes], sample.target, mask, 0.0)
+            losses = [masked_soft_cross_entropy(addp.score_vocabulary(*case, mask)[..., :addp.num_codes], sample.target, mask,
+                                                label_smoothing=0.0)
                       for case in cases]
             target = sample.target[mask].double()
             count = len(target)
