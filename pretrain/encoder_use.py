@@ -1,6 +1,6 @@
 """How much of ADDP's prediction comes from its encoder: a pre-training whose decoder does without it makes weights worth nothing.
 
-The decoder sees the visible tokens beside the encoder's output (paper, section 3.2), and both say the same about the image. So the loss alone
+The decoder sees the visible tokens beside the encoder's output, and both say the same about the image. So the loss alone
 does not show whether the encoder, the only part that is transferred, has learned anything.
 """
 

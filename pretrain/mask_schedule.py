@@ -93,6 +93,23 @@ def masks_from_noise(noise: Tensor, *counts: int) -> tuple[Tensor, ...]:
     return tuple(ranks < count for count in counts)
 
 
+def masks_at_ratio(ratio: float, batch_size: int, num_tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """m_t of a given ratio and an m_{t+1} of 0.05 more, for pictures and probes; in training it is 1 to 5 timesteps on.
+
+    Args:
+        ratio: Share of masked tokens in m_t, in [0, 1].
+        batch_size: B.
+        num_tokens: L.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Two bool tensors (B, L) on the CPU.
+    """
+    counts = num_masked(ratio, num_tokens), num_masked(min(1.0, ratio + 0.05), num_tokens)
+    mask, noisier_mask = masks_from_noise(torch.rand(batch_size, num_tokens, generator=generator), *counts)
+    return mask, noisier_mask
+
+
 def true_places(mask: Tensor) -> Tensor:
     """The indices of the True places of each row, ascending.
 

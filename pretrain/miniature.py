@@ -64,7 +64,7 @@ class Sizes:
         return Sizes(side_px=self.side_px, **numbers)
 
     def pretrained(self, factor: float) -> Sizes:
-        """ADDP trained ``factor`` times as long, everything else as it is; the token predictor gains nothing after a few hundred."""
+        """ADDP trained ``factor`` times as long, everything else as it is (the token predictor's loss fell by 0.04 from 900 to 1600)."""
         return replace(self, addp=_times(self.addp, factor))
 
     def transferred(self, factor: float) -> Sizes:

@@ -21,7 +21,7 @@ from pretrain import averaging, data, epoch_loop, picture_hook, training_hooks, 
 from pretrain.addp import ADDP
 from pretrain.frozen import evaluating, freeze
 from pretrain.image_files import grey_out
-from pretrain.mask_schedule import draw_masks, draw_predictor_masks, masks_from_noise, num_masked
+from pretrain.mask_schedule import draw_masks, draw_predictor_masks, masks_at_ratio, masks_from_noise, num_masked
 from pretrain.network_weights import load_network
 from pretrain.token_predictor import TokenPredictor
 from pretrain.tokenizer import VQGANTokenizer
@@ -110,10 +110,7 @@ class ADDPPretraining(TrainingModel):
 
     def _draw_row(self, image: Tensor, ratio: float, generator: torch.Generator) -> dict[str, Tensor]:
         addp = self.addp
-        # In training m_{t+1} is a few timesteps further; a fixed step shows the same.
-        counts = num_masked(ratio, addp.num_tokens), num_masked(min(1.0, ratio + 0.05), addp.num_tokens)
-        noise = torch.rand(1, addp.num_tokens, generator=generator)
-        mask, noisier_mask = (mask.to(image.device) for mask in masks_from_noise(noise, *counts))
+        mask, noisier_mask = (mask.to(image.device) for mask in masks_at_ratio(ratio, 1, addp.num_tokens, generator))
         with evaluating(self):
             sample = addp.diffuse(image, mask, noisier_mask)
             predicted = addp.predict_logits(sample.noisy_images, sample.tokens, mask).argmax(-1)

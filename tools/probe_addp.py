@@ -27,12 +27,11 @@ from torch import Tensor
 from addp_backbone.files import replace_file
 from addp_backbone.launch import load_config
 from pretrain.encoder_use import EncoderUse, measure_encoder_use
-from pretrain.mask_schedule import masks_from_noise, num_masked
+from pretrain.mask_schedule import masks_at_ratio
 from pretrain.picture_hook import pick_images
 from pretrain.training import ADDPPretraining
 
 BATCH_SIZE = 32
-NOISIER_BY = 0.05  # m_{t+1} is 1 to 5 timesteps on in training
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -61,12 +60,11 @@ def build_model(cfg: Config, checkpoint: str) -> ADDPPretraining:
 
 
 def batches(images: Tensor, num_tokens: int, ratio: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images in batches with their masks; a last single image joins the batch before it."""
-    counts = num_masked(ratio, num_tokens), num_masked(min(1.0, ratio + NOISIER_BY), num_tokens)
+    """Images with their masks in batches whose sizes differ by one at most, so that none has a single image."""
     generator = torch.Generator().manual_seed(0)
-    for part in images.tensor_split(-(-len(images) // BATCH_SIZE)):  # sizes differ by one at most
-        masks = masks_from_noise(torch.rand(len(part), num_tokens, generator=generator), *counts)
-        yield part, masks[0].to(part.device), masks[1].to(part.device)
+    for part in images.tensor_split(-(-len(images) // BATCH_SIZE)):
+        mask, noisier_mask = masks_at_ratio(ratio, len(part), num_tokens, generator)
+        yield part, mask.to(part.device), noisier_mask.to(part.device)
 
 
 def describe(use: EncoderUse) -> str:
