@@ -6,6 +6,7 @@ does not show whether the encoder, the only part that is transferred, has learne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -36,19 +37,28 @@ class EncoderUse:
     most: float
 
     @property
+    def learnable(self) -> float:
+        """What there is to learn about the target, in nats: near 0 if the token predictor says the same everywhere; shares then mean nothing."""
+        return self.most - self.least
+
+    @property
     def learned(self) -> float:
         """The share of what can be learned about the target that ADDP has; 1 is all."""
-        return (self.most - self.addp) / (self.most - self.least)
+        return self._share(self.most - self.addp)
 
     @property
     def learned_by_encoder(self) -> float:
         """The share that is left when the tokens are hidden: what the encoder says by itself; near or below 0 if it says nothing."""
-        return (self.most - self.without_tokens) / (self.most - self.least)
+        return self._share(self.most - self.without_tokens)
 
     @property
     def lost_without_encoder(self) -> float:
         """The share that another image's encoder output costs; near 0 if the decoder does not listen to the encoder."""
-        return (self.other_image - self.addp) / (self.most - self.least)
+        return self._share(self.other_image - self.addp)
+
+    def _share(self, difference: float) -> float:
+        """A difference in nats as a share of what can be learned; nan if that is nothing."""
+        return difference / self.learnable if self.learnable else math.nan
 
 
 @torch.no_grad()

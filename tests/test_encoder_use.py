@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def test_hidden_tokens_are_not_seen(batch):
 def test_shares_are_of_what_lies_between_the_mean_target_and_the_target():
     use = EncoderUse(least=4.0, addp=4.2, without_tokens=4.5, other_image=4.6, most=5.0)
     assert (use.learned, use.learned_by_encoder, use.lost_without_encoder) == pytest.approx((0.8, 0.5, 0.4))
+
+
+def test_where_there_is_nothing_to_learn_the_command_says_so_instead_of_shares():
+    describe = load_tool('probe_addp').describe
+    alike = EncoderUse(least=5.0, addp=5.2, without_tokens=5.3, other_image=5.4, most=5.0)
+    assert math.isnan(alike.learned)
+    for use in (alike, replace(alike, most=5.006)):
+        assert '%' not in describe(use) and 'Train the token predictor longer' in describe(use)
+    assert '80% of what' in describe(replace(alike, most=6.0)) and 'longer' not in describe(replace(alike, most=6.0))
 
 
 def test_the_model_keeps_its_mode_and_dropout_does_not_act(batch):

@@ -32,6 +32,7 @@ from pretrain.picture_hook import pick_images
 from pretrain.training import ADDPPretraining
 
 BATCH_SIZE = 32
+LEARNABLE = 0.05  # nats; with less between the mean target and the target's entropy, shares of it mean nothing
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -69,12 +70,19 @@ def batches(images: Tensor, num_tokens: int, ratio: float) -> Iterator[tuple[Ten
 
 def describe(use: EncoderUse) -> str:
     """The table that is printed."""
-    return '\n'.join((
+    def share(value: float, words: str) -> str:
+        return f'{value:.0%} {words}' if use.learnable >= LEARNABLE else 'no share, as there is next to nothing to learn'
+
+    rows = [
         f'{use.least:7.3f}  the target\'s own entropy: no prediction is better',
-        f'{use.addp:7.3f}  ADDP: {use.learned:.0%} of what there is to learn',
-        f'{use.without_tokens:7.3f}  the tokens hidden from the decoder: the encoder alone, {use.learned_by_encoder:.0%}',
-        f'{use.other_image:7.3f}  the encoder\'s output of another image: {use.lost_without_encoder:.0%} lost',
-        f'{use.most:7.3f}  the mean target at every place: nothing learned'))
+        f'{use.addp:7.3f}  ADDP: {share(use.learned, "of what there is to learn")}',
+        f'{use.without_tokens:7.3f}  the tokens hidden from the decoder, the encoder alone: {share(use.learned_by_encoder, "of it")}',
+        f'{use.other_image:7.3f}  the encoder\'s output of another image: {share(use.lost_without_encoder, "of it lost")}',
+        f'{use.most:7.3f}  the mean target at every place: nothing learned']
+    if use.learnable < LEARNABLE:
+        rows.append(f'The token predictor\'s distribution is all but the same everywhere ({use.learnable:.3f} nats between the first and the last '
+                    'figure): nothing can be learned from it. Train the token predictor longer.')
+    return '\n'.join(rows)
 
 
 def main(argv: list[str] | None = None) -> int:
