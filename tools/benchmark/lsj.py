@@ -100,7 +100,9 @@ def _store_as_jpeg(annotations: Path, images: Path) -> None:
     for image in found['images']:
         source = images / image['file_name']
         image['file_name'] = str(Path(image['file_name']).with_suffix('.jpg'))
-        cv2.imwrite(str(images / image['file_name']), cv2.imread(str(source)), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        pixels = cv2.imread(str(source))
+        assert pixels is not None, source
+        cv2.imwrite(str(images / image['file_name']), pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         source.unlink()
     annotations.write_text(json.dumps(found), encoding='utf-8')
 
