@@ -58,12 +58,15 @@ class _RelativeAttention(torch.autograd.Function):
                 q, k, v = _cut(qkv, padding, region)
                 row_terms, col_terms = _terms(q, row_table, col_table)
                 target = out[region.place].permute(2, 0, 1, 3)  # (h, rows, cols, D)
-                heads, _, num_cols, _ = q.shape
-                for rows in _blocks(q.shape[1], _FORWARD_BLOCK // (q.itemsize * heads * num_cols * k.shape[1])):
-                    bias = row_terms[:, rows, :, :, None] + col_terms[:, rows, :, None]  # (h, rows, cols, key rows, key cols)
-                    block = F.scaled_dot_product_attention(q[:, rows].flatten(1, 2)[None], k[None], v[None],
-                                                           attn_mask=bias.flatten(3).flatten(1, 2)[None])
-                    target[:, rows] = block[0].unflatten(1, (-1, num_cols))
+                heads, num_rows, num_cols, _ = q.shape
+                row_bytes = q.itemsize * num_cols * k.shape[1]  # of a row of queries, for one head
+                for head in _blocks(heads, _FORWARD_BLOCK // (row_bytes * num_rows)):
+                    for rows in _blocks(num_rows, _FORWARD_BLOCK // (row_bytes * (head.stop - head.start))):
+                        place = head, rows
+                        bias = row_terms[place][..., None] + col_terms[place][..., None, :]  # (heads, rows, cols, key rows, key cols)
+                        block = F.scaled_dot_product_attention(q[place].flatten(1, 2)[None], k[head][None], v[head][None],
+                                                               attn_mask=bias.flatten(3).flatten(1, 2)[None])
+                        target[place] = block[0].unflatten(1, (-1, num_cols))
         ctx.save_for_backward(qkv, padding, row_table, col_table, out)
         ctx.window_size = window_size
         return out

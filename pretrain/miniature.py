@@ -39,8 +39,8 @@ class Sizes:
         addp: Iterations of ADDP.
         samples: Generated images.
         classification_epochs: Passes of fine-tuning and of the linear probe.
-        detection: Iterations of Mask R-CNN.
-        segmentation: Iterations of UperNet.
+        detection: Iterations of Mask R-CNN; few, for that is where weights matter (docs/miniature.md has longer ones).
+        segmentation: Iterations of UperNet; the same.
     """
 
     side_px: int = 128
@@ -54,8 +54,8 @@ class Sizes:
     addp: int = 800
     samples: int = 36
     classification_epochs: int = 30
-    detection: int = 300
-    segmentation: int = 200
+    detection: int = 150
+    segmentation: int = 100
 
     def scaled(self, factor: float) -> Sizes:
         """Everything but the side times ``factor``, at least 8 (3 epochs)."""
