@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 # Bytes of a block of logits. The forward pass holds one, the backward pass a few, which have to stay in the cache; matrix
 # products in two bytes are so quick that a block must be larger to be worth its calls.
-_FORWARD_BLOCK = 2**24
+_FORWARD_BLOCK = 2**23
 _BACKWARD_BLOCK = {2: 2**21, 4: 2**20, 8: 2**20}  # by the bytes of a number
 
 
