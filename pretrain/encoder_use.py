@@ -6,7 +6,6 @@ does not show whether the encoder, the only part that is transferred, has learne
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +15,8 @@ from torch import Tensor
 from pretrain.addp import ADDP
 from pretrain.frozen import evaluating
 from pretrain.losses import masked_soft_cross_entropy
+
+MIN_LEARNABLE = 0.05  # nats; with less between the mean target and the target's entropy, shares of it mean nothing
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,27 @@ class EncoderUse:
 
     @property
     def learnable(self) -> float:
-        """What there is to learn about the target, in nats: near 0 if the token predictor says the same everywhere; shares then mean nothing."""
+        """What there is to learn about the target, in nats: near 0 if the token predictor says the same everywhere."""
         return self.most - self.least
 
     @property
-    def learned(self) -> float:
-        """The share of what can be learned about the target that ADDP has; 1 is all."""
+    def learned(self) -> float | None:
+        """The share of what can be learned about the target that ADDP has; 1 is all. None, as all shares, below :data:`MIN_LEARNABLE`."""
         return self._share(self.most - self.addp)
 
     @property
-    def learned_by_encoder(self) -> float:
+    def learned_by_encoder(self) -> float | None:
         """The share that is left when the tokens are hidden: what the encoder says by itself; near or below 0 if it says nothing."""
         return self._share(self.most - self.without_tokens)
 
     @property
-    def lost_without_encoder(self) -> float:
+    def lost_without_encoder(self) -> float | None:
         """The share that another image's encoder output costs; near 0 if the decoder does not listen to the encoder."""
         return self._share(self.other_image - self.addp)
 
-    def _share(self, difference: float) -> float:
-        """A difference in nats as a share of what can be learned; nan if that is nothing."""
-        return difference / self.learnable if self.learnable else math.nan
+    def _share(self, difference: float) -> float | None:
+        """A difference in nats as a share of what can be learned; None if that is next to nothing."""
+        return difference / self.learnable if self.learnable >= MIN_LEARNABLE else None
 
 
 @torch.no_grad()

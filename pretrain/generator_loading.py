@@ -42,9 +42,7 @@ def load_generator(cfg: Config, checkpoint: str | Path, ema: bool | None = None,
         CheckpointError: If a file is missing, unreadable or does not fit.
         ValueError: If the config does not train ADDP.
     """
-    if not isinstance(cfg.get('model', {}).get('network'), Mapping):
-        raise ValueError(f'{cfg.filename} trains {cfg.get("model", {}).get("type")!r}, wanted a config of ADDP '
-                         '(model.type="ADDPPretraining"), e.g. pretrain/configs/addp_base_1600e.py')
+    require_addp(cfg)
     model = ADDP(**{**cfg.model.network.to_dict(), 'token_predictor': _SMALLEST_PREDICTOR, 'frozen_dtype': None}).eval()
     path = find_checkpoint(checkpoint)
     contents = read_checkpoint(path)
@@ -62,6 +60,14 @@ def load_generator(cfg: Config, checkpoint: str | Path, ema: bool | None = None,
     if not has_tokenizer:
         load_network(model.tokenizer, 'tokenizer', tokenizer or (cfg.model.get('init_cfg') or {}).get('tokenizer'))
     return model
+
+
+def require_addp(cfg: Config) -> None:
+    """Raises a ValueError unless the config trains ADDP."""
+    model = cfg.get('model', {})
+    if model.get('type') != 'ADDPPretraining' or not isinstance(model.get('network'), Mapping):
+        raise ValueError(f'{cfg.filename} trains {model.get("type")!r}, wanted a config of ADDP (model.type="ADDPPretraining"), '
+                         'e.g. pretrain/configs/addp_base_1600e.py or addp_tiny.py')
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

@@ -56,8 +56,9 @@ def test_a_decoder_that_does_not_listen_loses_nothing_by_another_images_encoder(
     deaf = tiny_addp()
     torch.nn.init.zeros_(deaf.decoder_embed.weight)
     use = measure_encoder_use(deaf, [batch])
-    assert use.lost_without_encoder == pytest.approx(0, abs=1e-6)
-    assert abs(measure_encoder_use(tiny_addp(), [batch]).lost_without_encoder) > 1e-3
+    assert use.other_image == pytest.approx(use.addp, abs=1e-6)
+    listening = measure_encoder_use(tiny_addp(), [batch])
+    assert listening.other_image != pytest.approx(listening.addp, abs=1e-4)
 
 
 def test_hidden_tokens_are_not_seen(batch):
@@ -79,8 +80,8 @@ def test_shares_are_of_what_lies_between_the_mean_target_and_the_target():
 def test_where_there_is_nothing_to_learn_the_command_says_so_instead_of_shares():
     describe = load_tool('probe_addp').describe
     alike = EncoderUse(least=5.0, addp=5.2, without_tokens=5.3, other_image=5.4, most=5.0)
-    assert math.isnan(alike.learned)
     for use in (alike, replace(alike, most=5.006)):
+        assert use.learned is use.learned_by_encoder is use.lost_without_encoder is None
         assert '%' not in describe(use) and 'Train the token predictor longer' in describe(use)
     assert '80% of what' in describe(replace(alike, most=6.0)) and 'longer' not in describe(replace(alike, most=6.0))
 
@@ -132,4 +133,4 @@ def test_the_command_wants_a_config_of_addp_and_its_weights(config, tmp_path, ca
     assert tool.main([str(config), str(tmp_path / 'none.pth')]) == 1
     assert 'none.pth' in capsys.readouterr().err
     assert tool.main(['pretrain/configs/tokenizer_tiny.py', str(tmp_path / 'addp.pth')]) == 1
-    assert 'does not train ADDP' in capsys.readouterr().err
+    assert "trains 'TokenizerTraining', wanted a config of ADDP" in capsys.readouterr().err

@@ -27,12 +27,12 @@ from torch import Tensor
 from addp_backbone.files import replace_file
 from addp_backbone.launch import load_config
 from pretrain.encoder_use import EncoderUse, measure_encoder_use
+from pretrain.generator_loading import require_addp
 from pretrain.mask_schedule import masks_at_ratio
 from pretrain.picture_hook import pick_images
 from pretrain.training import ADDPPretraining
 
 BATCH_SIZE = 32
-LEARNABLE = 0.05  # nats; with less between the mean target and the target's entropy, shares of it mean nothing
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -52,8 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def build_model(cfg: Config, checkpoint: str) -> ADDPPretraining:
     """The config's model with the weights of all three networks."""
-    if cfg.get('model', {}).get('type') != 'ADDPPretraining':
-        raise ValueError(f'{cfg.filename} does not train ADDP: wanted model.type="ADDPPretraining", e.g. pretrain/configs/addp_tiny.py')
+    require_addp(cfg)
     cfg.model.init_cfg = dict(cfg.model.get('init_cfg') or {}, addp=checkpoint)
     model: ADDPPretraining = MODELS.build(cfg.model)
     model.init_weights()
@@ -70,8 +69,8 @@ def batches(images: Tensor, num_tokens: int, ratio: float) -> Iterator[tuple[Ten
 
 def describe(use: EncoderUse) -> str:
     """The table that is printed."""
-    def share(value: float, words: str) -> str:
-        return f'{value:.0%} {words}' if use.learnable >= LEARNABLE else 'no share, as there is next to nothing to learn'
+    def share(value: float | None, words: str) -> str:
+        return 'no share, as there is next to nothing to learn' if value is None else f'{value:.0%} {words}'
 
     rows = [
         f'{use.least:7.3f}  the target\'s own entropy: no prediction is better',
@@ -79,7 +78,7 @@ def describe(use: EncoderUse) -> str:
         f'{use.without_tokens:7.3f}  the tokens hidden from the decoder, the encoder alone: {share(use.learned_by_encoder, "of it")}',
         f'{use.other_image:7.3f}  the encoder\'s output of another image: {share(use.lost_without_encoder, "of it lost")}',
         f'{use.most:7.3f}  the mean target at every place: nothing learned']
-    if use.learnable < LEARNABLE:
+    if use.learned is None:
         rows.append(f'The token predictor\'s distribution is all but the same everywhere ({use.learnable:.3f} nats between the first and the last '
                     'figure): nothing can be learned from it. Train the token predictor longer.')
     return '\n'.join(rows)
