@@ -5,7 +5,8 @@ Command: ``python tools/train.py det_configs/addp_tiny_maskrcnn.py`` (no GPU nee
 
 Measured on CamVid (367 training and 101 validation photographs of 480 x 360, 4 classes) from random weights in two runs of about these
 settings, bfloat16, one thread of a loaded AMD EPYC, 19 and 23 minutes: AP box 3.5 and 2.7, AP50 10.3 and 7.1, AP of large objects 34.1 and
-26.1. Near cars are found; facades are often taken for cars. It checks that everything works; it is no detector yet.
+26.1. Near cars are found; facades are often taken for cars. It checks that everything works; it is no detector yet. Whole photographs
+(crop_size=(480, 360), ratio_range=(1, 1), batch 2, lr 1e-3, 1000 iterations, 34 minutes) gave AP box 2.8, AP50 7.3, large 30.8, and fewer false cars.
 """
 
 _base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
