@@ -128,7 +128,7 @@ def _options(generated: PictureSet, reference: PictureSet, metrics: Collection[s
     smaller, larger = sorted((len(generated.files), len(reference.files)))
     if 'prc' in metrics and smaller < 2:
         raise ValueError(f'precision and recall need at least 2 images in each set, got {smaller}: leave prc out')
-    return dict(isc_splits=_ISC_SPLITS, kid_subset_size=min(_KID_SUBSET_SIZE, smaller),
+    return dict(isc_splits=min(_ISC_SPLITS, len(generated.files)), kid_subset_size=min(_KID_SUBSET_SIZE, smaller),
                 prc_neighborhood=min(_PRC_NEIGHBOURS, smaller - 1), save_cpu_ram='prc' in metrics and larger > _MANY_IMAGES)
 
 

@@ -157,6 +157,13 @@ def test_the_figures_of_a_run_are_no_images_of_the_set(generated, tmp_path):
     assert pictures.describe()['figures_left_out'] == ['grid.png', 'steps.png']
 
 
+def test_fewer_images_than_splits_still_have_figures(reference, tmp_path):
+    few = PictureSet.of_folder(write_pictures(tmp_path / 'few', 0, 8))
+    result = measure(few, PictureSet.of_folder(reference), RANDOM_CONVOLUTIONS, metrics=('isc',), allow_mismatch=True)
+    assert result['options']['isc_splits'] == 8
+    assert np.isfinite(list(result['metrics'].values())).all()
+
+
 def test_mixed_sizes_can_be_measured_when_allowed(generated, tmp_path):
     mixed = write_pictures(tmp_path / 'mixed', 0, 4)
     Image.new('RGB', (40, 24)).save(mixed / '00001.png')
