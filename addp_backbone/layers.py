@@ -12,11 +12,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from addp_backbone.block_attention import block_attention
 from addp_backbone.dropout import Dropout, dropout
 from addp_backbone.mlp import Mlp
 from addp_backbone.positions import relative_positions
 from addp_backbone.relative_attention import relative_attention
-from addp_backbone.short_attention import SHORT, short_attention
 from addp_backbone.windows import merge_windows, pad_to_windows, partition_windows
 
 NORM_EPS = 1e-6
@@ -76,7 +76,7 @@ class Attention(nn.Module):
     Relative positions add ``q . R_h[row offset] + q . R_w[column offset]`` to each logit (ViTDet, MViTv2), without ever making
     an N x N tensor. On a CPU :func:`addp_backbone.relative_attention.relative_attention` does it in blocks. Elsewhere, and with
     dropout, fused attention does: the two terms become extra columns of the queries, which the keys pick with one-hot columns.
-    Without them short sequences in two bytes on a CPU go to :func:`addp_backbone.short_attention.short_attention`, others are fused.
+    Without them two bytes on a CPU go to :func:`addp_backbone.block_attention.block_attention`, all else is fused.
 
     Args:
         width: Channels of a token.
@@ -158,8 +158,8 @@ class Attention(nn.Module):
         p = self.dropout if self.training else 0.0
         if p and q.device.type == 'cpu':  # where fused attention would keep all weights too, in float32, and draw the mask slowly
             out = dropout((q * scale @ k.transpose(-2, -1)).softmax(-1), p) @ v
-        elif q.device.type == 'cpu' and q.element_size() == 2 and N <= SHORT:
-            out = short_attention(q, k, v, scale)
+        elif q.device.type == 'cpu' and q.element_size() == 2:
+            out = block_attention(q, k, v, scale)
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=scale)
         return out[..., :D].transpose(1, 2).reshape(B, N, C3 // 3)
