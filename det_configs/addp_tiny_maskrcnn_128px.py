@@ -12,12 +12,12 @@ model = dict(
     rpn_head=dict(anchor_generator=dict(scales=[4], ratios=[0.5, 1.0, 2.0])))
 
 size = (image_size, image_size)
-train_pipeline = [dict(step, scale=size, crop_size=size) if 'crop_size' in step else step for step in _base_.train_pipeline]
+train_pipeline = [dict(step, scale=size, ratio_range=(0.8, 1.25), crop_size=size) if 'crop_size' in step else step for step in _base_.train_pipeline]
 test_pipeline = [dict(step, scale=size) if 'scale' in step else step for step in _base_.test_pipeline]
 train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_iters=300, val_interval=300)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+default_hooks = dict(checkpoint=dict(interval=300))
 auto_scale_lr = dict(base_batch_size=4)
