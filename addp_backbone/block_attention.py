@@ -49,7 +49,7 @@ class _BlockAttention(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             q, k, v, grad = (x.flatten(0, 1) for x in (ctx.saved_tensors[0] * ctx.scale, *ctx.saved_tensors[1:], grad))
             grad_q = torch.empty_like(q)
-            grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))  # sums over blocks
+            grad_k, grad_v = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))  # sums of blocks
             for heads, rows in _blocks(q):
                 queries, grads = q[heads, rows], grad[heads, rows]
                 weights = _weights(queries, k[heads])
