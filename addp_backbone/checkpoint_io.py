@@ -106,7 +106,10 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Co
     prefix = init_cfg.get('prefix')
     if prefix:
         prefix = prefix.rstrip('.') + '.'
+        first_words = sorted({name.partition('.')[0] for name in tensors})
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if not tensors:
+            raise CheckpointError(f'{path} has no tensor whose name begins with init_cfg.prefix={prefix!r}; names begin with {first_words}')
     own = module.state_dict()
     wrong = [f'{name}: file {tuple(tensor.shape)}, model {tuple(own[name].shape)}' for name, tensor in tensors.items()
              if name in own and isinstance(tensor, Tensor) and tensor.shape != own[name].shape]

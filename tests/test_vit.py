@@ -300,6 +300,19 @@ def test_pretrained_weights_come_from_the_file_and_relative_positions_may_be_new
     torch.testing.assert_close(vit.blocks[2].attn.qkv.weight, source.blocks[2].attn.qkv.weight)
 
 
+def test_a_prefix_selects_the_backbone_of_another_model_or_is_refused(tmp_path):
+    source = small_vit()
+    weights = {f'backbone.{name}': tensor for name, tensor in source.state_dict().items()}
+    torch.save(dict(state_dict=dict(weights, **{'decode_head.conv_seg.bias': torch.zeros(4)})), tmp_path / 'upernet.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'upernet.pth'))
+    vit = small_vit(init_cfg=dict(init_cfg, prefix='backbone.'))
+    vit.init_weights()
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(vit.state_dict()[name], tensor)
+    with pytest.raises(CheckpointError, match=r"begins with .*'encoder\.'; names begin with \['backbone', 'decode_head'\]"):
+        small_vit(init_cfg=dict(init_cfg, prefix='encoder')).init_weights()
+
+
 @pytest.mark.parametrize('damage, message', [
     (lambda w: w.pop('blocks.1.norm1.bias'), r"Not in the file: \['blocks.1.norm1.bias'\]"),
     (lambda w: w.update(extra=torch.zeros(1)), r"Not in the model: \['extra'\]"),
