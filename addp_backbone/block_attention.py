@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from addp_backbone.relative_attention import blocks
+
 _BLOCK = 2**21  # bytes of a block of weights
 
 
@@ -70,7 +72,7 @@ def _blocks(q: Tensor) -> Iterator[tuple[slice, slice]]:
     """Heads and rows of each block: whole heads if they fit, else rows of one head."""
     num_heads, N, _ = q.shape
     num_rows = min(N, max(1, _BLOCK // (N * q.element_size())))
-    heads = max(1, _BLOCK // (N * num_rows * q.element_size()))
-    for first in range(0, num_heads, heads):
-        for row in range(0, N, num_rows):
-            yield slice(first, first + heads), slice(row, row + num_rows)
+    heads = _BLOCK // (N * num_rows * q.element_size())
+    for head in blocks(num_heads, heads):
+        for rows in blocks(N, num_rows):
+            yield head, rows

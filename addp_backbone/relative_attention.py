@@ -60,8 +60,8 @@ class _RelativeAttention(torch.autograd.Function):
                 target = out[region.place].permute(2, 0, 1, 3)  # (h, rows, cols, D)
                 heads, num_rows, num_cols, _ = q.shape
                 row_bytes = q.itemsize * num_cols * k.shape[1]  # of a row of queries, for one head
-                for head in _blocks(heads, _FORWARD_BLOCK // (row_bytes * num_rows)):
-                    for rows in _blocks(num_rows, _FORWARD_BLOCK // (row_bytes * (head.stop - head.start))):
+                for head in blocks(heads, _FORWARD_BLOCK // (row_bytes * num_rows)):
+                    for rows in blocks(num_rows, _FORWARD_BLOCK // (row_bytes * (head.stop - head.start))):
                         place = head, rows
                         bias = row_terms[place][..., None] + col_terms[place][..., None, :]  # (heads, rows, cols, key rows, key cols)
                         block = F.scaled_dot_product_attention(q[place].flatten(1, 2)[None], k[head][None], v[head][None],
@@ -113,8 +113,8 @@ def _region_backward(q: Tensor, k: Tensor, v: Tensor, terms: tuple[Tensor, Tenso
     gq = torch.empty_like(scaled)
     gk, gv = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))  # sums of many blocks
     block = _BACKWARD_BLOCK[q.itemsize] // q.itemsize // k.shape[1]  # pairs of head and query
-    for queries in _blocks(num_rows * num_cols, block):
-        for head in _blocks(heads, block // (queries.stop - queries.start)):
+    for queries in blocks(num_rows * num_cols, block):
+        for head in blocks(heads, block // (queries.stop - queries.start)):
             place = head, queries
             logits = torch.bmm(scaled[place], kt[head])  # (heads, queries, K)
             grid = logits.unflatten(2, (row_terms.shape[-1], col_terms.shape[-1]))
@@ -174,7 +174,7 @@ def _terms(q: Tensor, row_table: Tensor, col_table: Tensor) -> tuple[Tensor, Ten
             torch.einsum('hrcd,ckd->hrck', q, col_table[:num_cols]).contiguous())
 
 
-def _blocks(length: int, size: int) -> Iterator[slice]:
+def blocks(length: int, size: int) -> Iterator[slice]:
     """Slices of ``size``, at least 1, that cover ``length``."""
     size = max(1, size)
     for start in range(0, length, size):
