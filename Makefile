@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-SOURCES := addp_backbone pretrain tools tests det_configs seg_configs setup.py
+SOURCES := addp_backbone pretrain experiments tools tests det_configs seg_configs setup.py
 
 .PHONY: quickstart miniature benchmark test setup check lint types format doctor clean-quickstart
 
@@ -20,7 +20,7 @@ test: $(INSTALLED)
 
 setup: $(INSTALLED)
 
-$(INSTALLED): requirements.txt pyproject.toml setup.py addp_backbone/mmcv_finder.py
+$(INSTALLED): requirements.txt pyproject.toml setup.py addp_backbone/mmcv_standin/finder.py
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
 	$(PYTHON) -m pip install --quiet -r requirements.txt

@@ -22,7 +22,7 @@ site_packages = Path(sysconfig.get_path('purelib')).relative_to(sys.prefix).as_p
 folder = Path('build/site')
 folder.mkdir(parents=True, exist_ok=True)
 finder = folder / 'addp_mmcv_finder.py'
-finder.write_text(Path('addp_backbone/mmcv_finder.py').read_text(encoding='utf-8'), encoding='utf-8')
+finder.write_text(Path('addp_backbone/mmcv_standin/finder.py').read_text(encoding='utf-8'), encoding='utf-8')
 pth = folder / 'addp_mmcv_finder.pth'
 pth.write_text('import addp_mmcv_finder; addp_mmcv_finder.install()\n', encoding='utf-8')
 setup(distclass=DistributionWithData, data_files=[(site_packages, [finder.as_posix(), pth.as_posix()])])

@@ -1,7 +1,7 @@
 """ADDP pre-training: tokenizer, token predictor, diffusion between token and pixel space, and the trained network."""
 
-from pretrain.addp import ADDP, DiffusionSample
-from pretrain.token_predictor import TokenPredictor
-from pretrain.tokenizer import VQGANTokenizer
+from pretrain.networks.addp import ADDP, DiffusionSample
+from pretrain.networks.token_predictor import TokenPredictor
+from pretrain.networks.tokenizer import VQGANTokenizer
 
 __all__ = ['ADDP', 'DiffusionSample', 'TokenPredictor', 'VQGANTokenizer']

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from addp_backbone.checkpoint import (
+from addp_backbone.checkpoint.convert import (
     FORMATS,
     CheckpointError,
     ConversionReport,

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from pretrain.resumable_download import DownloadError
-from pretrain.weights_download import GROUPS, check, download, instructions, names_of, place_of
+from pretrain.weights.download import GROUPS, check, download, instructions, names_of, place_of
+from pretrain.weights.resumable_download import DownloadError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -21,11 +21,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pretrain.addp import ADDP
-from pretrain.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
-from pretrain.generation_options import add_model_arguments, read_model, read_sampling
-from pretrain.generator_loading import precision
-from pretrain.image_files import grey_out, to_pictures, write_png
+from pretrain.data.figures import grey_out, to_pictures, write_png
+from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
+from pretrain.generation.options import add_model_arguments, read_model, read_sampling
+from pretrain.networks.addp import ADDP
+from pretrain.weights.generator import precision
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from addp_backbone.files import replace_file
-from pretrain.generation_metrics import INCEPTION, METRICS, measure
-from pretrain.picture_sets import PictureSet
+from addp_backbone.files.atomic import replace_file
+from pretrain.evaluation.fidelity import INCEPTION, METRICS, measure
+from pretrain.evaluation.picture_sets import PictureSet
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

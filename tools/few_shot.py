@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import DictAction
 
-from addp_backbone.config_checks import LaunchError
-from addp_backbone.launch import load_config
-from pretrain.few_shot import run_few_shot
+from addp_backbone.runtime.config_checks import LaunchError
+from addp_backbone.runtime.launch import load_config
+from pretrain.classification.few_shot import run_few_shot
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

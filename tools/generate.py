@@ -22,8 +22,9 @@ import torch
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
-from pretrain.generation_options import add_model_arguments, read_model, read_sampling
-from pretrain.generation_run import (
+from pretrain.data.figures import write_png
+from pretrain.generation.options import add_model_arguments, read_model, read_sampling
+from pretrain.generation.run import (
     STEPS_FILE,
     Process,
     claim_folder,
@@ -32,8 +33,7 @@ from pretrain.generation_run import (
     steps_figure,
     write_images,
 )
-from pretrain.generator_loading import precision
-from pretrain.image_files import write_png
+from pretrain.weights.generator import precision
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from addp_backbone.environment import num_cores
-from addp_backbone.shape_dataset import ShapeSettings, write_shapes
-from addp_backbone.shapes import MAX_CLUTTER
+from addp_backbone.datasets.shapes.scenes import MAX_CLUTTER
+from addp_backbone.datasets.shapes.writer import ShapeSettings, write_shapes
+from addp_backbone.runtime.environment import num_cores
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine import Config
 from tqdm import tqdm
 
-from addp_backbone.coco_checks import DetectionSplit, check_detection
-from addp_backbone.dataset_findings import Findings
-from addp_backbone.dataset_leaf import detection_leaf, schedule_hint, segmentation_leaf, write_leaf
-from addp_backbone.environment import num_cores
-from addp_backbone.mask_checks import VOID_255, VOID_ZERO, SegmentationSplit, check_segmentation, read_classes
+from addp_backbone.datasets.coco import DetectionSplit, check_detection
+from addp_backbone.datasets.findings import Findings
+from addp_backbone.datasets.leaf import detection_leaf, schedule_hint, segmentation_leaf, write_leaf
+from addp_backbone.datasets.masks import VOID_255, VOID_ZERO, SegmentationSplit, check_segmentation, read_classes
+from addp_backbone.runtime.environment import num_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -4,7 +4,7 @@ Run:  python tools/predict.py CONFIG CKPT photos/ --out predictions
       python tools/predict.py CONFIG CKPT a.jpg 'more/**/*.png' --out predictions --score-thr 0.5
 
 Written into --out: overlays/*.png, predictions.json and, for segmentation, label_maps/*.png (0 = first class). Images that cannot
-be read are reported and left out, with exit code 1. In Python: addp_backbone.predict.predict_images.
+be read are reported and left out, with exit code 1. In Python: addp_backbone.predict.predictor.predict_images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from addp_backbone.predict import DEFAULT_SCORE_THR, predict_images
+from addp_backbone.predict.predictor import DEFAULT_SCORE_THR, predict_images
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

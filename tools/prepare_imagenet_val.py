@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from addp_backbone.environment import num_cores
-from pretrain.picture_sets import MANIFEST_FILE, NUM_IMAGES, SIZE_PX
-from pretrain.reference_set import prepare_reference_set
+from addp_backbone.runtime.environment import num_cores
+from pretrain.evaluation.picture_sets import MANIFEST_FILE, NUM_IMAGES, SIZE_PX
+from pretrain.evaluation.reference_set import prepare_reference_set
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -24,13 +24,13 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, MODELS
 from torch import Tensor
 
-from addp_backbone.files import replace_file
-from addp_backbone.launch import load_config
-from pretrain.encoder_use import EncoderUse, measure_encoder_use
-from pretrain.generator_loading import require_addp
-from pretrain.mask_schedule import masks_at_ratio
-from pretrain.picture_hook import pick_images
-from pretrain.training import ADDPPretraining
+from addp_backbone.files.atomic import replace_file
+from addp_backbone.runtime.launch import load_config
+from pretrain.networks.mask_schedule import masks_at_ratio
+from pretrain.training.encoder_use import EncoderUse, measure_encoder_use
+from pretrain.training.models import ADDPPretraining
+from pretrain.training.picture_hook import pick_images
+from pretrain.weights.generator import require_addp
 
 BATCH_SIZE = 32
 

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from addp_backbone.environment import num_cores
-from addp_backbone.files import replace_file
-from pretrain.miniature import Miniature, Sizes, as_markdown
-from pretrain.report import make_report
-from pretrain.stage_processes import ToolForks, start_command
-from pretrain.stages import Stage, StageError, finished_seconds, run_stages
+from addp_backbone.files.atomic import replace_file
+from addp_backbone.runtime.environment import num_cores
+from experiments.miniature.report import make_report
+from experiments.miniature.table import Miniature, Sizes, as_markdown
+from experiments.processes import ToolForks, start_command
+from experiments.stages import Stage, StageError, finished_seconds, run_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LANES = 4

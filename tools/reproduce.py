@@ -18,14 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pretrain.reproduction.checks import check_data, find_problems
-from pretrain.reproduction.local_run import describe_cost, run_plan
-from pretrain.reproduction.options import add_arguments, read_settings
-from pretrain.reproduction.plan import Plan
-from pretrain.reproduction.settings import RequestError
-from pretrain.reproduction.slurm import submit_script
-from pretrain.reproduction.stages import make_plan
-from pretrain.reproduction.table import collect, write_results
+from experiments.paper.checks import check_data, find_problems
+from experiments.paper.commands import make_plan
+from experiments.paper.local_run import describe_cost, run_plan
+from experiments.paper.options import add_arguments, read_settings
+from experiments.paper.plan import Plan
+from experiments.paper.settings import RequestError
+from experiments.paper.slurm import submit_script
+from experiments.paper.table import collect, write_results
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.dist import is_main_process
 
-from addp_backbone.checkpoint_io import CheckpointError
-from addp_backbone.config_checks import LaunchError, check_data
-from addp_backbone.files import replace_file
-from addp_backbone.launch import (
+from addp_backbone.checkpoint.storage import CheckpointError
+from addp_backbone.files.atomic import replace_file
+from addp_backbone.runtime.config_checks import LaunchError, check_data
+from addp_backbone.runtime.launch import (
     add_arguments,
     draw_predictions,
     fit_to_device,
@@ -28,9 +28,9 @@ from addp_backbone.launch import (
     start_processes,
     stop_processes,
 )
-from addp_backbone.runner import StageRunner
-from addp_backbone.saving import find_latest_checkpoint
-from pretrain.classification_data import settle_classes
+from addp_backbone.runtime.runner import StageRunner
+from addp_backbone.runtime.saving import find_latest_checkpoint
+from pretrain.data.labelled import settle_classes
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

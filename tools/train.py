@@ -16,10 +16,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 
-from addp_backbone.amp import use_amp
-from addp_backbone.checkpoint_io import CheckpointError
-from addp_backbone.config_checks import LaunchError, check_data
-from addp_backbone.launch import (
+from addp_backbone.checkpoint.storage import CheckpointError
+from addp_backbone.runtime.config_checks import LaunchError, check_data
+from addp_backbone.runtime.launch import (
     add_arguments,
     fit_to_device,
     load_config,
@@ -28,10 +27,11 @@ from addp_backbone.launch import (
     stop_processes,
     use_safe_hooks,
 )
-from addp_backbone.runner import StageRunner
-from addp_backbone.saving import BadLossError
-from addp_backbone.scale_lr import describe_changes, scale_lr
-from pretrain.classification_data import settle_classes
+from addp_backbone.runtime.optim_wrappers import use_amp
+from addp_backbone.runtime.runner import StageRunner
+from addp_backbone.runtime.saving import BadLossError
+from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
+from pretrain.data.labelled import settle_classes
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import ADDP
-from pretrain.generation import generate
-from pretrain.generator_loading import precision
-from pretrain.sampling import image_generator
+from pretrain.generation.sampling import image_generator
+from pretrain.generation.trajectory import generate
+from pretrain.weights.generator import precision
 from tools.benchmark.pairs import Call, Row, add_arguments, measure, print_row, time_row
 from tools.benchmark.plain_addp import PlainADDP
 from tools.benchmark.plain_tokenizer import Sizes

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from addp_backbone import ADDPViT, SimpleFeaturePyramid
-from addp_backbone.arch import get_arch
+from addp_backbone.networks.arch import get_arch
 from tools.benchmark.pairs import Call, Row, add_arguments, difference, measure, print_row, time_row
 
 PRETRAIN_IMG_SIZE = 256

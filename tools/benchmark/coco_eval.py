@@ -90,7 +90,7 @@ def prepare(job: Job, who: str) -> Call:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-        from addp_backbone.coco_metric import CocoEvaluation
+        from addp_backbone.detection.coco_metric import CocoEvaluation
         truth = faster_coco_eval.COCO() if who == 'faster' else COCO()
         truth.dataset = annotations
         truth.createIndex()

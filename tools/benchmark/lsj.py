@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import torch
 
-from addp_backbone.shape_dataset import ShapeSettings, write_shapes
+from addp_backbone.datasets.shapes.writer import ShapeSettings, write_shapes
 from tools.benchmark.pairs import Call, Row, add_arguments, difference, measure, print_row
 
 SIDE_PX = 1024

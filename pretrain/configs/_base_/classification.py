@@ -9,7 +9,7 @@ Few images a class: ``python tools/few_shot.py CONFIG``. Another crop at test ti
 
 _base_ = './runtime.py'
 
-custom_imports = dict(imports=['pretrain.classifier'], allow_failed_imports=False)
+custom_imports = dict(imports=['pretrain.classification'], allow_failed_imports=False)
 
 img_size = 256
 crop_ratio = 1.0  # of the shorter side, at test time (reference section 5)

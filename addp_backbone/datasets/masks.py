@@ -1,0 +1,219 @@
+"""Checks a segmentation data set: image folder, mask folder, class list. Every finding names file and record."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from addp_backbone.datasets.findings import (
+    IMAGE_SUFFIXES,
+    Findings,
+    ImageInfo,
+    Progress,
+    bounded_map,
+    inspect_image,
+    read_mask,
+)
+
+VOID_ZERO, VOID_255 = 'zero', '255'  # ADE20K's convention (classes from 1), and the other (classes from 0)
+NUM_VALUES = 2**16
+MAX_CLASSES = 254
+
+
+@dataclass(frozen=True)
+class SegmentationSplit:
+    """A folder of images and one of masks with the same names.
+
+    Attributes:
+        name: 'train' or 'val', for messages.
+        image_dir: Folder of images, searched with its sub-folders.
+        mask_dir: Folder of masks.
+    """
+
+    name: str
+    image_dir: Path
+    mask_dir: Path
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """What the leaf config needs to know.
+
+    Attributes:
+        void: :data:`VOID_ZERO` or :data:`VOID_255`.
+        img_suffix: How image names end.
+        mask_suffix: How mask names end.
+        num_train_images: Number of training images.
+    """
+
+    void: str
+    img_suffix: str
+    mask_suffix: str
+    num_train_images: int
+
+
+def read_classes(path: Path) -> tuple[list[str], list[list[int]] | None]:
+    """Reads a class list: text, one name a line, or JSON: a list of names, or ``{"classes": [...], "palette": [[r, g, b], ...]}``.
+
+    Returns:
+        Names, and colours if there are any.
+
+    Raises:
+        ValueError: If the file is missing or something else, or a name occurs twice.
+    """
+    try:
+        text = path.read_text(encoding='utf-8')
+        content = json.loads(text) if path.suffix == '.json' else [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f'{path}: cannot be read as a class list: {error}') from error
+    names, palette = (content.get('classes'), content.get('palette')) if isinstance(content, dict) else (content, None)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{path}: wanted one class name a line, or JSON ["a", "b"] or {{"classes": ["a", "b"]}}')
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f'{path}: class names occur twice: {twice}')
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise ValueError(f'{path}: {len(names)} classes, wanted 2 to {MAX_CLASSES} (one object class needs the background as second)')
+    if palette is not None and (len(palette) != len(names) or not all(len(color) == 3 for color in palette)):
+        raise ValueError(f'{path}: palette must have one [r, g, b] for each of the {len(names)} classes')
+    return names, palette
+
+
+def check_segmentation(splits: list[SegmentationSplit], classes: list[str], findings: Findings, void: str = 'auto',
+                       mask_suffix: str = '.png', num_workers: int = 1, progress: Progress | None = None) -> SegmentationData:
+    """Checks a segmentation data set.
+
+    Args:
+        splits: The training split first.
+        classes: Class names.
+        findings: Takes what is found.
+        void: :data:`VOID_ZERO`, :data:`VOID_255`, or 'auto' to tell by the values in the masks.
+        mask_suffix: How mask names end, after the image's name without its own ending.
+        num_workers: Threads that decode.
+        progress: Wraps an iterable (second argument: its length).
+
+    Returns:
+        What the leaf config needs; only meaningful without errors.
+    """
+    img_suffix = _image_suffix(splits, findings)
+    pixels: dict[tuple[str, Path], NDArray[np.int64]] = {}
+    num_images = {}
+    for split in splits:
+        names = sorted(p.relative_to(split.image_dir).as_posix() for p in split.image_dir.rglob(f'*{img_suffix}')) if img_suffix else []
+        num_images[split.name] = len(names)
+        _report_stray_masks(split, {name.removesuffix(img_suffix) for name in names}, mask_suffix, findings)
+        inspect = partial(_inspect_pair, split, img_suffix, mask_suffix)
+        results: Iterable[_Pair] = bounded_map(inspect, names, num_workers)
+        for pair in progress(results, len(names)) if progress else results:
+            _report_pair(pair, findings)
+            if pair.counts is not None:
+                pixels[split.name, pair.mask] = pair.counts
+    if void == 'auto':
+        void = _detect_void(list(pixels.values()), len(classes), splits[0].mask_dir, findings)
+    _check_values(pixels, classes, void, findings)
+    return SegmentationData(void, img_suffix, mask_suffix, num_images.get(splits[0].name, 0))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """An image and its mask: what went wrong, or how many pixels have which value."""
+
+    image: Path
+    mask: Path
+    info: ImageInfo
+    mask_error: str | None = None
+    mask_size: tuple[int, int] | None = None  # width, height
+    counts: NDArray[np.int64] | None = None  # by value, without trailing zeros
+
+
+def _image_suffix(splits: list[SegmentationSplit], findings: Findings) -> str:
+    """The one ending of all images (mmseg can serve no more)."""
+    suffixes: Counter[str] = Counter()
+    for split in splits:
+        for folder in (split.image_dir, split.mask_dir):
+            if not folder.is_dir():
+                findings.error('folder missing', folder, '', f'is no folder (of {split.name})')
+        if split.image_dir.is_dir():
+            found = Counter(path.suffix for path in split.image_dir.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                findings.error('folder empty', split.image_dir, '', f'has no image ({", ".join(IMAGE_SUFFIXES)})')
+            suffixes += found
+    if len(suffixes) > 1:
+        listed = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common())
+        findings.error('images with several endings', splits[0].image_dir, '', f'{listed}: mmseg reads one; convert or rename the others')
+    return suffixes.most_common(1)[0][0] if suffixes else ''
+
+
+def _inspect_pair(split: SegmentationSplit, img_suffix: str, mask_suffix: str, name: str) -> _Pair:
+    image, mask = split.image_dir / name, split.mask_dir / (name.removesuffix(img_suffix) + mask_suffix)
+    info = inspect_image(image)
+    try:
+        values = read_mask(mask)
+    except ValueError as error:
+        return _Pair(image, mask, info, mask_error=str(error))
+    if values.min(initial=0) < 0 or values.max(initial=0) >= NUM_VALUES:
+        return _Pair(image, mask, info, mask_error=f'has values from {values.min()} to {values.max()}, wanted class ids')
+    return _Pair(image, mask, info, mask_size=(values.shape[1], values.shape[0]),
+                 counts=np.bincount(values.ravel().astype(np.int64)))
+
+
+def _report_pair(pair: _Pair, findings: Findings) -> None:
+    if pair.info.error:
+        findings.error('image unreadable', pair.image, '', pair.info.error)
+    if pair.mask_error:
+        kind = 'mask missing' if pair.mask_error == 'does not exist' else 'mask unusable'
+        findings.error(kind, pair.mask, f'mask of {pair.image.name}', pair.mask_error)
+    elif not pair.info.error and pair.mask_size != (pair.info.width, pair.info.height):
+        assert pair.mask_size
+        findings.error('mask size differs', pair.mask, f'mask of {pair.image.name}', 'mask {} x {}, image {} x {}{}'.format(
+            *pair.mask_size, pair.info.width, pair.info.height, ' (turned by its EXIF orientation)' if pair.info.transposed else ''))
+
+
+def _report_stray_masks(split: SegmentationSplit, stems: set[str], mask_suffix: str, findings: Findings) -> None:
+    for mask in sorted(split.mask_dir.rglob(f'*{mask_suffix}')) if split.mask_dir.is_dir() else []:
+        if mask.relative_to(split.mask_dir).as_posix().removesuffix(mask_suffix) not in stems:
+            findings.warn('mask without image', mask, '', f'no image of this name in {split.image_dir}')
+
+
+def _detect_void(counts: list[NDArray[np.int64]], num_classes: int, where: Path, findings: Findings) -> str:
+    """Tells the convention: a value that equals the number of classes occurs only if classes are numbered from 1."""
+    present = {int(value) for mask in counts for value in np.flatnonzero(mask)}
+    if not present or num_classes in present:
+        return VOID_ZERO
+    if 0 not in present and 255 not in present and max(present) < num_classes:
+        findings.error('void convention unclear', where, 'all masks', f'values {min(present)} to {max(present)} of {num_classes} classes fit '
+                       'both: give --void zero (0 = void, classes from 1) or --void 255 (255 = void, classes from 0)')
+    elif max(present - {255}, default=0) < num_classes - 1:
+        findings.warn('void convention guessed', where, 'all masks', f'the largest value is {max(present - {255}, default=0)}: classes are taken '
+                      'to be numbered from 0; if 0 is void, give --void zero')
+    return VOID_255
+
+
+def _check_values(pixels: dict[tuple[str, Path], NDArray[np.int64]], classes: list[str], void: str, findings: Findings) -> None:
+    first = 1 if void == VOID_ZERO else 0
+    allowed = np.zeros(NUM_VALUES, bool)
+    allowed[first:first + len(classes)] = True
+    allowed[[0, 255] if void == VOID_ZERO else [255]] = True
+    totals: dict[str, NDArray[np.int64]] = {}
+    for (split, mask), counts in pixels.items():
+        outside = np.flatnonzero(counts * ~allowed[:len(counts)])
+        if len(outside):
+            listed = ', '.join(f'{value} ({counts[value]} px)' for value in outside[:5])
+            findings.error('ids outside the classes', mask, '', f'{listed}; wanted {first} to {first + len(classes) - 1}, void '
+                           + ('0' if void == VOID_ZERO else '255'))
+        labelled = np.pad(counts, (0, max(0, first + len(classes) - len(counts))))[first:first + len(classes)]
+        if not labelled.any():
+            findings.warn('mask all void', mask, '', 'no pixel of any class')
+        totals[split] = totals.get(split, 0) + labelled
+    for split, total in totals.items():
+        findings.histogram[split] = {name: float(n) for name, n in zip(classes, total / max(total.sum(), 1), strict=True)}
+        for name, n in zip(classes, total, strict=True):
+            if not n:
+                findings.warn('class without pixels', split, f'class {name!r}', 'occurs in no mask')

@@ -1,0 +1,1 @@
+"""A generated data set of textured shapes, for every task."""

@@ -1,0 +1,1 @@
+"""What Mask R-CNN on COCO needs beyond mmdet: large scale jitter, instance masks, evaluation."""

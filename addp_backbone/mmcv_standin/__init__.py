@@ -1,0 +1,1 @@
+"""A torchvision-backed stand-in for the compiled mmcv ops that Mask R-CNN needs."""

@@ -1,0 +1,267 @@
+"""From a command line to mmengine's Runner, the same for every stage and for training and testing.
+
+``tools/train.py`` and ``tools/test.py`` call, in this order: :func:`load_config`, :func:`start_processes`, :func:`check_data`, what is
+particular to them, :func:`fit_to_device`, and :class:`addp_backbone.runtime.runner.StageRunner`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_distributed, is_main_process
+from mmengine.logging import print_log
+
+from addp_backbone.runtime.config_checks import LaunchError, check_option_names, closest
+from addp_backbone.runtime.optim_wrappers import avoid_cuda_amp
+from addp_backbone.runtime.processes import die_with_parent
+from addp_backbone.runtime.runner import read_checkpoints_safely
+from addp_backbone.runtime.saving import find_latest_checkpoint
+from addp_backbone.runtime.scale_lr import optim_wrappers
+
+LAUNCHERS = ('none', 'pytorch', 'slurm')
+TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+MMENGINE_EXCHANGE_FOLDER = Path('.dist_test')  # where ranks hand their results to rank 0; left empty in the working directory
+HARMLESS_WARNINGS = (
+    'Detected call of `scheduler.step',  # gradient accumulation: schedules count batches, so they step before the optimizer does
+    '`broadcast_buffers` is deprecated',  # how mmengine builds DistributedDataParallel
+)
+VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that training and testing share."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='who started the processes (see tools/dist_train.sh)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V',
+                        help='replaces values of the config, e.g. train_dataloader.batch_size=2 model.test_cfg.rcnn.score_thr=0.1')
+
+
+def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str | None = None, launcher: str = 'none') -> Config:
+    """Reads a config file and applies the command line to it.
+
+    Args:
+        path: The file.
+        options: ``--cfg-options``.
+        work_dir: Goes before the config's own ``work_dir``, which goes before ``work_dirs/NAME``.
+        launcher: One of :data:`LAUNCHERS`.
+
+    Returns:
+        The config; reading from checkpoints is safe from now on (:func:`read_checkpoints_safely`).
+
+    Raises:
+        LaunchError: If the file is missing or an option is misspelt.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise LaunchError(f'config {path} does not exist{closest(file.name, (p.name for p in file.parent.glob("*.py")))} '
+                          f'(looked in {file.absolute().parent})')
+    read_checkpoints_safely()
+    cfg = Config.fromfile(file)
+    if cfg.get('default_scope') in VISUALIZATION_HOOKS:
+        import_quietly(f'{cfg.default_scope}.datasets')
+    if options:
+        check_option_names(cfg, options)
+        _make_room(cfg, options)
+        try:
+            cfg.merge_from_dict(options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LaunchError(f'--cfg-options {options} do not fit {path}: {error}') from error
+    visualization = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    if visualization.get('type') == 'SegVisualizationHook' and not visualization.get('draw'):
+        cfg.default_hooks.pop('visualization')  # it would do nothing but warn that it does nothing; --show-dir brings it back
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings('ignore', message=message)
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / file.stem)
+    return cfg
+
+
+def _make_room(cfg: Config, options: dict[str, Any]) -> None:
+    """Lets ``--cfg-options a.b.c=1`` set a value below ``b=None`` (a leaf's ``init_cfg``), which mmengine refuses to merge."""
+    for name in options:
+        node: Any = cfg
+        *parents, _ = name.split('.')
+        for part in parents:
+            if not isinstance(node, dict | Config) or part not in node:
+                break
+            if node[part] is None:
+                node[part] = {}
+            node = node[part]
+
+
+def start_processes(launcher: str) -> int:
+    """Joins the other processes of the run; on the CPU it makes the process group, as mmengine would ask for CUDA.
+
+    Args:
+        launcher: One of :data:`LAUNCHERS`.
+
+    Returns:
+        The number of processes.
+
+    Raises:
+        LaunchError: If the launcher did not set its environment variables.
+    """
+    if launcher == 'none':
+        return 1
+    if launcher == 'slurm':
+        _set_variables_from_slurm()
+    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
+    if missing:
+        raise LaunchError(f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh CONFIG '
+                          'PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out')
+    if launcher == 'pytorch':
+        die_with_parent()  # torchrun's processes would go on when it is killed
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):  # mmengine warns where it has to choose
+        os.environ.setdefault(name, os.environ.get('OMP_NUM_THREADS', '1'))
+    if not torch.cuda.is_available() and not is_distributed():
+        torch.distributed.init_process_group('gloo')
+    return int(os.environ['WORLD_SIZE'])
+
+
+def stop_processes() -> None:
+    """Leaves the process group after a run that went well."""
+    if not is_distributed():
+        return
+    torch.distributed.barrier()
+    if is_main_process():
+        with contextlib.suppress(OSError):  # absent, or another run is using it
+            MMENGINE_EXCHANGE_FOLDER.rmdir()
+    torch.distributed.destroy_process_group()
+
+
+def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
+    """Without CUDA, replaces what needs it: SyncBN by BN, AmpOptimWrapper by bfloat16, DDP's device by none. Changes ``cfg``.
+
+    Args:
+        cfg: The config.
+        cuda: Whether there is CUDA; None looks.
+    """
+    if torch.cuda.is_available() if cuda is None else cuda:
+        return
+    replaced = _replace_sync_bn(cfg.model)
+    if replaced:
+        print_log(f'no CUDA: {replaced} norm layers SyncBN -> BN (statistics of each process on its own)', logger='current')
+    if cfg.get('optim_wrapper') and avoid_cuda_amp(cfg):
+        print_log('no CUDA: AmpOptimWrapper -> BFloat16OptimWrapper', logger='current')
+    if cfg.get('launcher', 'none') != 'none':
+        wrapper = dict(cfg.get('model_wrapper_cfg') or dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
+        if str(wrapper['type']).endswith('DistributedDataParallel'):
+            wrapper['device_ids'] = None
+        cfg.model_wrapper_cfg = wrapper
+
+
+def use_safe_hooks(cfg: Config, world_size: int) -> None:
+    """Lets a training config save atomically, stop on a bad loss and seed each iteration, also if its hook list was replaced.
+
+    Args:
+        cfg: Training config; changed in place.
+        world_size: Number of processes.
+
+    Raises:
+        LaunchError: If several processes would save within a gradient accumulation, where each has its own gradients.
+    """
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if checkpoint and checkpoint.type == 'CheckpointHook':
+        checkpoint.type = 'SafeCheckpointHook'
+    hooks = list(cfg.get('custom_hooks') or [])
+    present = {hook['type'] for hook in hooks}
+    hooks += [dict(type=name) for name in ('SeedEachIteration', 'StopOnBadLoss') if name not in present]
+    cfg.custom_hooks = hooks
+    if checkpoint and not checkpoint.get('by_epoch', True) and world_size > 1:
+        for option, wrapper in optim_wrappers(cfg):
+            count = wrapper.get('accumulative_counts', 1)
+            if checkpoint.get('interval', -1) > 0 and checkpoint.interval % count:
+                raise LaunchError(f'default_hooks.checkpoint.interval={checkpoint.interval} is no multiple of '
+                                  f'{option}.accumulative_counts={count}: with several processes a checkpoint within an accumulation would '
+                                  f'lose gradients. Set default_hooks.checkpoint.interval={-(-checkpoint.interval // count) * count}')
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Applies ``--resume`` to a training config.
+
+    Args:
+        cfg: Changed in place.
+        resume: None (the option is absent), 'auto' (no value: the latest checkpoint in the work dir, a fresh start if there is none),
+            or a checkpoint.
+
+    Raises:
+        LaunchError: If the checkpoint does not exist.
+    """
+    if resume is None:
+        return
+    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else Path(resume)
+    if latest is None:
+        print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting from the beginning', logger='current')
+        return
+    if not latest.is_file():
+        raise LaunchError(f'--resume {latest}: no such checkpoint; --resume without a value takes the latest in {cfg.work_dir}')
+    cfg.resume, cfg.load_from = True, str(latest)
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Makes testing write an overlay of every image into ``folder`` (``--show-dir``); changes ``cfg``.
+
+    Raises:
+        LaunchError: If the config's task has no overlays.
+    """
+    hook = cfg.setdefault('default_hooks', {}).get('visualization')
+    name = hook['type'] if hook else VISUALIZATION_HOOKS.get(cfg.get('default_scope'))
+    if name not in VISUALIZATION_HOOKS.values():
+        raise LaunchError(f'--show-dir draws detections and segmentations, not the results of this config (visualization hook {name})')
+    place = str(Path(folder).absolute())
+    if name == 'DetVisualizationHook':
+        cfg.default_hooks['visualization'] = dict(type=name, draw=True, test_out_dir=place)
+    else:
+        cfg.default_hooks['visualization'] = dict(type=name, draw=True, interval=1)
+        cfg.visualizer = dict(cfg.get('visualizer') or dict(type='SegLocalVisualizer'),
+                              vis_backends=[dict(type='LocalVisBackend', save_dir=place, img_save_dir='.')])
+
+
+def import_quietly(module: str) -> None:
+    """Imports what the Runner would import later, without the lines about an optional package that mmdet prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        importlib.import_module(module)
+    rest = [line for line in printed.getvalue().splitlines() if not line.startswith('Could not import')]
+    sys.stdout.writelines(f'{line}\n' for line in rest)
+
+
+def _set_variables_from_slurm() -> None:
+    """Sets torchrun's variables from Slurm's, where they are not set already.
+
+    Raises:
+        LaunchError: If this process was not started by srun.
+    """
+    if 'SLURM_PROCID' not in os.environ:
+        raise LaunchError('--launcher slurm but SLURM_PROCID is not set; start with tools/slurm_train.sh or srun')
+    os.environ.update(RANK=os.environ['SLURM_PROCID'], LOCAL_RANK=os.environ['SLURM_LOCALID'], WORLD_SIZE=os.environ['SLURM_NTASKS'])
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' not in os.environ:
+        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        os.environ['MASTER_ADDR'] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def _replace_sync_bn(node: Any) -> int:
+    """Replaces every ``dict(type='SyncBN')`` in a config tree; returns their number."""
+    if isinstance(node, list | tuple):
+        return sum(_replace_sync_bn(child) for child in node)
+    if not isinstance(node, dict):
+        return 0
+    found = int(node.get('type') == 'SyncBN')
+    if found:
+        node['type'] = 'BN'
+    return found + sum(_replace_sync_bn(child) for child in node.values())

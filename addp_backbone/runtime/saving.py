@@ -1,0 +1,130 @@
+"""Checkpoints that survive a kill at any moment and never hold a diverged model, and finding the one to resume from."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from addp_backbone.files.atomic import replace_file
+
+ATOMIC_BACKEND = 'atomic_local'
+
+
+class BadLossError(RuntimeError):
+    """The loss or the weights are no longer finite."""
+
+
+@register_backend(ATOMIC_BACKEND, force=True)
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's backend for local files, but a file that it writes is whole or not there."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes ``obj`` beside ``filepath`` and moves it there."""
+        replace_file(filepath, obj)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook`` (same arguments) that writes atomically and removes an old file only after the new one is there."""
+
+    backend_args: dict[str, Any] | None
+
+    def before_train(self, runner: Runner) -> None:
+        """Chooses the atomic backend unless the config names one."""
+        if self.backend_args is None and self.file_client_args is None:
+            self.backend_args = dict(backend=ATOMIC_BACKEND)
+        # mmengine makes FileClients that nobody uses, and warns that FileClient is deprecated.
+        runner.logger.addFilter(_is_not_about_file_client)
+        super().before_train(runner)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        outdated = None
+        if self.max_keep_ckpts > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = self.keep_ckpt_ids.popleft()
+            # The parent leaves the list alone, and removes nothing, where it already ends with this step.
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if outdated is not None and is_main_process():
+            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+
+
+@HOOKS.register_module()
+class StopOnBadLoss(Hook):
+    """Stops the run when a loss is not finite, and refuses to save weights that are not, so that the last checkpoint stays good."""
+
+    priority = 'VERY_HIGH'  # before anything is saved
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None) -> None:
+        """Looks at every entry of ``outputs`` whose name holds 'loss'.
+
+        Raises:
+            BadLossError: With the iteration, the entries, the last checkpoint and what to try.
+        """
+        losses = {name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if 'loss' in name}
+        bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+        if bad:
+            raise BadLossError(f'at iteration {runner.iter + 1} {_list(bad)}. {_advice(runner)}')
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Looks at the weights: another rank's bad loss reaches this one through the gradients only.
+
+        Raises:
+            BadLossError: With the names of the tensors.
+        """
+        bad = [name for name, parameter in runner.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+        if bad:
+            raise BadLossError(f'at iteration {runner.iter + 1} {len(bad)} parameters are not finite, among them {", ".join(bad[:3])}; the '
+                               f'model is not saved. {_advice(runner)}')
+
+
+def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """Finds the checkpoint to resume from.
+
+    Args:
+        work_dir: A run's folder.
+
+    Returns:
+        What ``last_checkpoint`` names, also if the folder was moved since; if that is missing or was cut while being written, the
+        newest ``iter_*.pth`` or ``epoch_*.pth``; None if there is none.
+    """
+    work_dir = Path(work_dir)
+    pointer = work_dir / 'last_checkpoint'
+    named = pointer.read_text(encoding='utf-8').strip() if pointer.is_file() else ''
+    for candidate in (Path(named), work_dir / Path(named).name):
+        if named and candidate.is_file():
+            return candidate
+    saved = [*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')]
+    newest = max(saved, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest is not None:
+        print_log(f'{pointer} names no checkpoint ({named or "empty or missing"}); taking the newest, {newest.name}', logger='current')
+    return newest
+
+
+def _is_not_about_file_client(record: logging.LogRecord) -> bool:
+    return 'FileClient' not in record.getMessage() and 'HardDiskBackend' not in record.getMessage()
+
+
+def _list(losses: dict[str, float]) -> str:
+    return ', '.join(f'{name} is {value}' for name, value in losses.items())
+
+
+def _advice(runner: Runner) -> str:
+    latest = find_latest_checkpoint(runner.work_dir)
+    where = f'The last good checkpoint is {latest}; go on from it with --resume after a change' if latest else 'No checkpoint was saved yet'
+    return (f'{where}. Try, in this order: a lower learning rate or a longer warm-up (optim_wrapper.optimizer.lr, param_scheduler), '
+            'gradient clipping (optim_wrapper.clip_grad.max_norm), bfloat16 instead of float16 (optim_wrapper.dtype=bfloat16), '
+            'and a look at the data (boxes without area, labels out of range)')

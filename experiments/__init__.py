@@ -1,0 +1,1 @@
+"""The paper's table: in miniature on a CPU, and in full."""

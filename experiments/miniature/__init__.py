@@ -1,0 +1,1 @@
+"""The paper's table in miniature; ``tools/quickstart.py`` is the command."""

@@ -1,0 +1,159 @@
+"""What was asked for: model, rows, checkpoints to compare, data, machines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from addp_backbone.runtime.saving import find_latest_checkpoint
+from experiments.paper.recipes import RECIPES, REPOSITORY, Recipe
+from experiments.paper.rows import GENERATION, PAPER_ROWS, ROWS
+from pretrain.weights.published import PUBLISHED_FILES
+
+FORMATS = ('addp', 'mae', 'mage', 'timm')
+RANDOM = 'random'
+
+
+class RequestError(ValueError):
+    """What was asked for cannot be done; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """Weights that training starts from.
+
+    Attributes:
+        name: In tables and folders.
+        format: One of :data:`FORMATS`, or 'random' for none.
+        path: The checkpoint; None for 'random'.
+    """
+
+    name: str
+    format: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for.
+
+    Attributes:
+        model: A key of ``RECIPES``.
+        rows: Keys of ``ROWS``.
+        inits: What to compare.
+        work_dir: Gets everything that is made.
+        num_gpus: Processes of a stage that can use several.
+        data: Root by name: imagenet, coco, ade20k; or shapes.
+        tokenizer: For generation; None for the checkpoint's own or the config's.
+        inception_weights: None for where they usually lie.
+        num_images: To generate; None for the protocol's.
+        options: ``--cfg-options`` by row.
+        allow_mismatch: Go on where the data are not those of the protocol; the table says so.
+    """
+
+    model: str
+    rows: tuple[str, ...]
+    inits: tuple[Initialization, ...]
+    work_dir: Path
+    num_gpus: int
+    data: Mapping[str, Path]
+    tokenizer: str | None = None
+    inception_weights: Path | None = None
+    num_images: int | None = None
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    allow_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 1:
+            raise RequestError(f'--gpus must be at least 1, got {self.num_gpus}')
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the model."""
+        return RECIPES[self.model]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What has to be run for the rows, in their order."""
+        return tuple(dict.fromkeys(ROWS[row].task for row in self.rows))
+
+    def task_options(self, task: str) -> list[str]:
+        """``--cfg-options`` of all rows that a task serves."""
+        return [option for row, options in self.options.items() if ROWS[row].task == task for option in options]
+
+
+def read_rows(text: str | None, inits: Sequence[Initialization]) -> tuple[str, ...]:
+    """Rows from ``fid,is,...``; None for those of the paper that the checkpoints have.
+
+    Raises:
+        RequestError: If a row is unknown, or no checkpoint can generate.
+    """
+    generates = any(init.format == 'addp' for init in inits)
+    if text is None:
+        return tuple(row for row in PAPER_ROWS if generates or ROWS[row].task != GENERATION)
+    rows = tuple(dict.fromkeys(word.strip() for word in text.split(',') if word.strip()))
+    unknown = [row for row in rows if row not in ROWS]
+    if unknown or not rows:
+        raise RequestError(f'--rows {text}: unknown {", ".join(unknown) or "(none given)"}, wanted some of {",".join(ROWS)}')
+    if not generates and any(ROWS[row].task == GENERATION for row in rows):
+        raise RequestError(f'--rows {text}: FID and IS need a checkpoint of ADDP, but --format has none')
+    return rows
+
+
+def read_inits(words: Sequence[str], formats: Sequence[str], model: str) -> tuple[Initialization, ...]:
+    """Checkpoints from ``--init [NAME=]CKPT`` and ``--format``, a format each; 'random' has none.
+
+    Without any it is the model's released file.
+
+    Raises:
+        RequestError: If a format is missing or too many, names repeat, or there is no released file.
+    """
+    released = RECIPES[model].released
+    if not words:
+        if not released:
+            raise RequestError(f'--model {model} has no released checkpoint: give --init CKPT --format addp and, to compare, --init random')
+        return (Initialization(released, 'addp', REPOSITORY / PUBLISHED_FILES[released].path),)
+    given = [word for word in words if word != RANDOM]
+    if len(formats) != len(given):
+        raise RequestError(f'{len(given)} checkpoints (--init) but {len(formats)} formats: give --format {"|".join(FORMATS)} after each; '
+                           f'{RANDOM} has none')
+    kinds = iter(formats)
+    inits = [Initialization(RANDOM, RANDOM, None) if word == RANDOM else _named(word, next(kinds)) for word in words]
+    names = [init.name for init in inits]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise RequestError(f'two checkpoints are called {", ".join(repeated)}: give names, --init NAME=CKPT')
+    return tuple(inits)
+
+
+def read_options(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """``--cfg-options ROW:K=V``, by row.
+
+    Raises:
+        RequestError: If one does not begin with a row.
+    """
+    options: dict[str, list[str]] = {}
+    for pair in pairs:
+        row, colon, option = pair.partition(':')
+        if row not in ROWS or not colon or '=' not in option:
+            raise RequestError(f'--cfg-options {pair}: wanted ROW:KEY=VALUE with ROW one of {", ".join(ROWS)}, e.g. ap:model.backbone.with_cp=True')
+        options.setdefault(row, []).append(option)
+    return {row: tuple(found) for row, found in options.items()}
+
+
+def _named(word: str, format: str) -> Initialization:
+    name, equals, rest = word.partition('=')
+    if equals and '/' not in name:
+        path = Path(rest)
+    else:
+        path, name = Path(word), ''
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        latest = find_latest_checkpoint(path)
+        if latest is None:
+            raise RequestError(f'--init {path} is a folder without a checkpoint iter_*.pth')
+        name, path = name or path.name, latest.absolute()
+    name = re.sub(r'[^\w.-]+', '-', name or path.name.removesuffix(path.suffix))
+    return Initialization(name, format, path)

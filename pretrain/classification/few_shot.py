@@ -1,0 +1,86 @@
+"""Few-shot classification: training on k images a class, again for each of several random choices of them; mean and spread.
+
+``tools/few_shot.py`` is the command. Every run is a run of ``tools/train.py`` and ``tools/test.py``, on all of the test data.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from addp_backbone.files.atomic import replace_file
+from addp_backbone.runtime.config_checks import LaunchError
+from addp_backbone.runtime.saving import find_latest_checkpoint
+
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+RESULT_FILE = 'few_shot.json'
+
+
+def run_few_shot(cfg: Config, config_file: str, work_dir: Path, num_processes: int = 1, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Trains and tests once for each seed; started again, it goes on where it was cut.
+
+    Args:
+        cfg: The config, for its ``few_shot=dict(images_per_class=, seeds=)``.
+        config_file: Its file.
+        work_dir: Gets a folder a seed, and ``few_shot.json``. One folder is for one set of options.
+        num_processes: Processes a run.
+        options: ``--cfg-options`` of every run.
+
+    Returns:
+        ``images_per_class``, and for each metric its ``values`` (by seed), ``mean`` and ``std`` (of a sample; 0 for one seed).
+
+    Raises:
+        LaunchError: If the config says no ``few_shot``, or a run fails.
+    """
+    settings = cfg.get('few_shot') or {}
+    if set(settings) != {'images_per_class', 'seeds'} or not settings['seeds']:
+        raise LaunchError(f'the config has few_shot={dict(settings) or None}, wanted few_shot=dict(images_per_class=10, seeds=(0, 1, 2))')
+    metrics = {}
+    for seed in settings['seeds']:
+        place = work_dir / f'images_{settings["images_per_class"]}' / f'seed_{seed}'
+        metrics[seed] = _train_and_test(config_file, place, num_processes, [
+            *options, f'train_dataloader.dataset.images_per_class={settings["images_per_class"]}',
+            f'train_dataloader.dataset.subset_seed={seed}', f'randomness.seed={seed}'])
+    summary = {'images_per_class': settings['images_per_class'], **summarise(metrics)}
+    replace_file(work_dir / RESULT_FILE, json.dumps(summary, indent=2) + '\n')
+    return summary
+
+
+def summarise(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over seeds.
+
+    Args:
+        metrics: Seed -> metric -> value; the same metrics for each seed.
+    """
+    names = next(iter(metrics.values()))
+    return {name: {'values': {seed: values[name] for seed, values in metrics.items()},
+                   'mean': statistics.fmean(values[name] for values in metrics.values()),
+                   'std': statistics.stdev(values[name] for values in metrics.values()) if len(metrics) > 1 else 0.0} for name in names}
+
+
+def _train_and_test(config_file: str, place: Path, num_processes: int, options: Sequence[str]) -> dict[str, float]:
+    words = ['--work-dir', str(place), '--cfg-options', *options]
+    _run('train', [config_file], num_processes, ['--resume', *words])
+    checkpoint = find_latest_checkpoint(place)
+    if checkpoint is None:
+        raise LaunchError(f'training left no checkpoint in {place}; see its log')
+    result = place / 'metrics.json'
+    _run('test', [config_file, str(checkpoint)], num_processes, ['--out', str(result), *words])
+    return json.loads(result.read_text(encoding='utf-8'))
+
+
+def _run(tool: str, positional: Sequence[str], num_processes: int, words: Sequence[str]) -> None:
+    if num_processes == 1:
+        command = [sys.executable, str(TOOLS / f'{tool}.py'), *positional, *words]
+    else:
+        command = [str(TOOLS / f'dist_{tool}.sh'), *positional, str(num_processes), *words]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise LaunchError(f'tools/{tool}.py failed with exit code {code}: {" ".join(command)}')

@@ -1,0 +1,1 @@
+"""Images for pre-training and classification, and the pictures that people look at."""

@@ -1,0 +1,1 @@
+"""Evaluation of generated images: FID and IS, and the sets of images they compare."""

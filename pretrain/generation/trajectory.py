@@ -1,0 +1,193 @@
+"""Generation and editing: the right half of ADDP's training step in a loop, from masked tokens to images.
+
+A step, in this file's order: logits of the images so far -> sampled tokens -> the next mask -> mixed latents -> images.
+Needs the trained network and the tokenizer, never the token predictor. Every draw of an image comes from that image's own
+``torch.Generator``, so an image does not depend on which others share its batch.
+
+Shapes: B images, L = g * g places, K codes, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.generation.sampling import Generators, Sampling, draw_uniform, sample_tokens, split_generator, to_gumbel
+from pretrain.networks.addp import ADDP
+from pretrain.networks.frozen import evaluating, frozen_forward
+from pretrain.networks.tokenizer import VQGANTokenizer
+
+
+class GenerationStep(NamedTuple):
+    """The state after a step.
+
+    Attributes:
+        images: (B, 3, H, W) float32, about [0, 1], not clamped.
+        tokens: (B, L) int64; those at masked places are not settled.
+        mask: (B, L) bool, the places to be drawn anew in the next step; soft in ``images``.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+def generate(model: ADDP, num_images: int, steps: int = 20, schedule: str = 'cosine', temperature: float = 6.0,
+             generator: Generators = None, images: Tensor | None = None, mask: Tensor | None = None, *,
+             dynamic: bool = True, top_p: float | None = None) -> Tensor:
+    """Generates images, or draws parts of given images anew; all as one batch.
+
+    Args:
+        model: With its tokenizer; the token predictor is not used. Runs in eval mode, under the autocast around.
+        num_images: N.
+        steps: As ``schedule``, ``temperature``, ``dynamic`` and ``top_p``: see :class:`Sampling`.
+        schedule: 'cosine' or 'linear'.
+        temperature: Of the first steps.
+        generator: One for the run (image i then depends on its state and on i only), or one for each image; on any device,
+            with the same draws whatever the model's. None: torch's global source.
+        images: To edit, (N, 3, H, W) or (1, 3, H, W) in [0, 1]; None to generate from nothing.
+        mask: Places to draw anew, (N, L) or (L,) bool, equally many in each row; with ``images`` only. The tokens at the
+            others stay, and nothing under the mask but what the tokenizer's receptive field spreads has an influence.
+        dynamic: Whether the temperature falls to 0.
+        top_p: Of nucleus sampling.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1]. With an all-False mask, the tokenizer's reconstruction of ``images``.
+
+    Raises:
+        ValueError: If an option is out of range, or shapes do not fit.
+    """
+    sampling = Sampling(steps, schedule, temperature, dynamic, top_p)
+    *_, last = trajectory(model, num_images, sampling, generator, images, mask)
+    return last.images.clamp(0, 1)
+
+
+def trajectory(model: ADDP, num_images: int, sampling: Sampling, generator: Generators = None,
+               images: Tensor | None = None, mask: Tensor | None = None) -> Iterator[GenerationStep]:
+    """Yields the state after each step; arguments as in :func:`generate`, the last images are (but for the clamp) its result."""
+    device = model.pixel_mean.device
+    generators = split_generator(generator, num_images)
+    if images is None:
+        if mask is not None:
+            raise ValueError('mask is given without images: a mask says which tokens of images are drawn anew')
+        state = _blank(model, num_images, device)
+    else:
+        state = _to_edit(model, num_images, images.to(device), mask)
+    num_initial = int(state.mask[0].sum()) if num_images else 0
+    if num_initial == 0:
+        yield state
+        return
+    for step in range(sampling.steps):
+        with torch.no_grad(), evaluating(model):
+            logits = model.predict_logits(state.images, state.tokens, state.mask).float()  # (B, L, K)
+            noise = draw_uniform(generators, logits.shape[1:], device)
+            tokens = sample_tokens(logits, to_gumbel(noise), sampling.top_p)
+            noise = draw_uniform(generators, logits.shape[1:2], device)
+            state = advance(model, state, logits, tokens, to_gumbel(noise), sampling.num_masked(step, num_initial),
+                            sampling.temperature_at(step))
+        yield state
+
+
+def advance(model: ADDP, state: GenerationStep, logits: Tensor, sampled: Tensor, gumbel: Tensor, num_masked: int,
+            temperature: float) -> GenerationStep:
+    """The deterministic part of a step, after the draws.
+
+    Args:
+        model: With its tokenizer.
+        state: Before the step.
+        logits: (B, L, K) float32, from ``state``.
+        sampled: (B, L) int64, drawn from them; read at masked places only.
+        gumbel: (B, L), standard Gumbel noise.
+        num_masked: Number of places to mask next.
+        temperature: Of the noise.
+
+    Returns:
+        The state after the step.
+    """
+    tokens = torch.where(state.mask, sampled, state.tokens)
+    probs = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]  # (B, L)
+    mask = next_mask(probs, ~state.mask, num_masked, temperature, gumbel)
+    with frozen_forward(logits.device.type, model.frozen_dtype):
+        images = model.tokenizer.decode(mix_latents(model.tokenizer, logits, tokens, mask))
+    return GenerationStep(images, tokens, mask)
+
+
+def next_mask(sampled_probs: Tensor, known: Tensor, num_masked: int, temperature: float, gumbel: Tensor) -> Tensor:
+    """Masks the places of lowest confidence: log of the sampled token's probability + temperature * Gumbel noise.
+
+    Args:
+        sampled_probs: (B, L), probability of the token that was drawn at each place.
+        known: (B, L) bool, settled places; they are never masked.
+        num_masked: Number of places to mask in each row.
+        temperature: Weight of the noise.
+        gumbel: (B, L), standard Gumbel noise.
+
+    Returns:
+        (B, L) bool with ``num_masked`` True places in each row.
+
+    Raises:
+        ValueError: If a row has fewer places that are not known.
+    """
+    available = int((~known).sum(1).min()) if len(known) else num_masked
+    if not 0 <= num_masked <= available:
+        raise ValueError(f'cannot mask {num_masked} places of each row: a row has only {available} that are not known')
+    confidence = sampled_probs.float().log() + temperature * gumbel
+    confidence = confidence.masked_fill(known, math.inf)
+    # Ranks, not a threshold: the number is exact when confidences tie.
+    return confidence.argsort(dim=1, stable=True).argsort(dim=1) < num_masked
+
+
+def mix_latents(tokenizer: VQGANTokenizer, logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """What the tokenizer decodes: the expected code vector at masked places, the tokens' code vectors elsewhere.
+
+    Args:
+        tokenizer: Whose codebook it is.
+        logits: (B, L, K); the expectation is under their full softmax.
+        tokens: (B, L) int64.
+        mask: (B, L) bool.
+
+    Returns:
+        (B, C, g, g) float32.
+
+    Raises:
+        ValueError: If L is no square number.
+    """
+    side = math.isqrt(mask.shape[1])
+    if side * side != mask.shape[1]:
+        raise ValueError(f'places form a square grid, got {mask.shape[1]} places')
+    grid = side, side
+    soft = tokenizer.soft_latents(logits.float().softmax(-1), grid)
+    return torch.where(mask.unflatten(1, grid)[:, None], soft, tokenizer.lookup(tokens, grid))
+
+
+def _blank(model: ADDP, num_images: int, device: torch.device) -> GenerationStep:
+    """Everything masked: neither pixels nor tokens are seen by the decoder."""
+    tokens = torch.zeros(num_images, model.num_tokens, dtype=torch.int64, device=device)
+    images = torch.zeros(num_images, 3, model.img_size, model.img_size, device=device)
+    return GenerationStep(images, tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+
+def _to_edit(model: ADDP, num_images: int, images: Tensor, mask: Tensor | None) -> GenerationStep:
+    """Given images with the average code under the mask, so that what was there cannot leak into what will be."""
+    size = 3, model.img_size, model.img_size
+    if images.ndim != 4 or images.shape[1:] != size or len(images) not in (1, num_images) or not images.is_floating_point():
+        raise ValueError(f'images must be floats in [0, 1] of shape {(num_images, *size)} or {(1, *size)}, '
+                         f'got {images.dtype} {tuple(images.shape)}')
+    if mask is None:
+        raise ValueError('images are given without a mask: say which tokens to draw anew (True), or leave images out')
+    if mask.dtype != torch.bool or mask.shape not in ((model.num_tokens,), (num_images, model.num_tokens)):
+        raise ValueError(f'mask must be bool of shape {(num_images, model.num_tokens)} or {(model.num_tokens,)}, '
+                         f'got {mask.dtype} {tuple(mask.shape)}')
+    mask = mask.to(images.device).expand(num_images, -1)
+    counts = mask.sum(1)
+    if (counts != counts[0]).any():
+        raise ValueError(f'each row of the mask must have equally many True places, got {sorted(set(counts.tolist()))}; '
+                         'edit images with different numbers one by one')
+    with torch.no_grad(), frozen_forward(images.device.type, model.frozen_dtype), evaluating(model):
+        tokens = model.tokenizer.encode(images).tokens.expand(num_images, -1)
+        uniform = torch.zeros(*tokens.shape, model.num_codes, device=images.device)
+        return GenerationStep(model.tokenizer.decode(mix_latents(model.tokenizer, uniform, tokens, mask)), tokens, mask)

@@ -1,0 +1,1 @@
+"""The networks: tokenizer, token predictor, ADDP, and what they are built from."""

@@ -1,0 +1,260 @@
+"""ADDP: the model that learns tokens from pixels, and the diffusion between both spaces that makes its training data.
+
+The road of a training step, in this file's order: images -> tokenizer -> token predictor -> mixed latents -> noisy images
+(:meth:`ADDP.diffuse`) -> encoder -> decoder -> logits -> loss. Parameter names are those of the released checkpoints.
+
+Shapes: B images, L = g * g places, C width, K codes, V vocabulary (codes, reserved ids and the mask's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from addp_backbone.layers.block import NORM_EPS, Block, PatchEmbed
+from addp_backbone.networks.arch import Arch, get_arch
+from pretrain.networks.decoder import TokenHead, decoder_sequence
+from pretrain.networks.frozen import freeze, frozen_forward, resolve_dtype
+from pretrain.networks.initialization import (
+    EMBEDDING_STD,
+    init_patch_embedding,
+    init_position,
+    init_position_waves,
+    init_transformer,
+)
+from pretrain.networks.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
+from pretrain.networks.token_predictor import TokenPredictor
+from pretrain.networks.tokenizer import VQGANTokenizer
+from pretrain.networks.vocabulary import Vocabulary
+from pretrain.weights.published import LoadReport, load_published_addp
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DiffusionSample(NamedTuple):
+    """What the frozen networks make of a batch of images.
+
+    Attributes:
+        tokens: (B, L) int64, the images' true tokens.
+        noisy_images: (B, 3, H, W) float32, x_t; about [0, 1], not clamped.
+        target: (B, L, K) float32, the soft target q(z_{t-1} | z_t); rows sum to 1.
+    """
+
+    tokens: Tensor
+    noisy_images: Tensor
+    target: Tensor
+
+
+class ADDP(nn.Module):
+    """The trained encoder and decoder, with the frozen tokenizer and token predictor.
+
+    The frozen networks need no gradients, stay in eval mode and stay out of :meth:`state_dict`. The constructor reads no
+    file: weights arrive by :meth:`load_published` or ``load_state_dict`` (of the whole or of one network).
+
+    Args:
+        arch: Encoder's size: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
+        decoder_depth: Number of decoder blocks.
+        decoder_num_heads: Attention heads of the decoder.
+        img_size: Side of the images, in pixels.
+        patch_size: Side of a patch, in pixels; the tokenizer's must be the same.
+        tokenizer: Arguments of :class:`VQGANTokenizer`; its defaults where left out.
+        token_predictor: Arguments of :class:`TokenPredictor` but for the numbers of tokens and codes, which follow.
+        dropout: Dropout of encoder and decoder in train mode.
+        token_dropout: Probability with which, in train mode, a sample's tokens are hidden from the decoder, which then learns about the
+            picture from the encoder alone. 0 as published. A small decoder that is trained for minutes reads the tokens only, and the
+            encoder learns next to nothing (see ``tools/probe_addp.py``).
+        predictor_dropout: Whether the token predictor's dropout acts in train mode. The published trainer lets it, by
+            calling ``train()`` on everything; the method wants the predictor as it is.
+        frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
+            None: float32 weights, under the autocast that is around.
+        position_waves: Whether positions start from waves (:func:`pretrain.networks.initialization.init_position_waves`); otherwise from random
+            vectors, as published. Loading weights overwrites either.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, arch: str | Mapping[str, int] | Arch = 'base', decoder_depth: int = 8,
+                 decoder_num_heads: int = 16, img_size: int = 256, patch_size: int = 16,
+                 tokenizer: Mapping[str, Any] | None = None, token_predictor: Mapping[str, Any] | None = None,
+                 dropout: float = 0.1, token_dropout: float = 0.0, predictor_dropout: bool = False,
+                 frozen_dtype: str | torch.dtype | None = None, position_waves: bool = False) -> None:
+        super().__init__()
+        if img_size % patch_size:
+            raise ValueError(f'img_size must be a multiple of patch_size, got {img_size} and {patch_size}')
+        if not 0 <= token_dropout <= 1:
+            raise ValueError(f'token_dropout is a probability, got {token_dropout}')
+        size = get_arch(arch)
+        self.img_size = img_size
+        self.patch_size = patch_size
+        self.grid = (img_size // patch_size, img_size // patch_size)
+        self.num_tokens = self.grid[0] * self.grid[1]
+        self.token_dropout = token_dropout
+        self.predictor_dropout = predictor_dropout
+        self._build_frozen(tokenizer or {}, token_predictor or {}, resolve_dtype(frozen_dtype))
+        self.num_codes = self.tokenizer.num_codes
+        self.vocabulary = Vocabulary(self.num_codes)
+        self._build_encoder(size, dropout)
+        self._build_decoder(Arch(size.width, decoder_depth, decoder_num_heads), dropout)
+        if position_waves:
+            init_position_waves(self.grid, 0.5, self.pos_embed)  # half as strong as patches
+            init_position_waves(self.grid, 1.0, self.decoder_pos_embed_learned, self.decoder_pos_mask_embed)
+            init_position_waves(self.grid, EMBEDDING_STD, self.decoder_pos_token_embed)  # as strong as the tokens they are added to
+        self.register_buffer('pixel_mean', torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer('pixel_std', torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def _build_frozen(self, tokenizer: Mapping[str, Any], token_predictor: Mapping[str, Any],
+                      dtype: torch.dtype | None) -> None:
+        self.frozen_dtype = dtype
+        self.tokenizer = VQGANTokenizer(**tokenizer)
+        if self.tokenizer.patch_size != self.patch_size:
+            raise ValueError(f'the tokenizer has one token for {self.tokenizer.patch_size} x {self.tokenizer.patch_size} '
+                             f'pixels (2**(levels - 1)), the encoder for patch_size={self.patch_size}: give the '
+                             f'tokenizer other channel_multipliers, or change patch_size')
+        self.token_predictor = TokenPredictor(
+            **token_predictor, num_tokens=self.num_tokens, num_codes=self.tokenizer.num_codes)
+        if dtype is not None:
+            self.tokenizer.set_precision(dtype)
+            self.token_predictor.to(dtype)
+        freeze(self, ('tokenizer', 'token_predictor'))
+        self.train(self.training)
+
+    def _build_encoder(self, size: Arch, dropout: float) -> None:
+        self.patch_embed = PatchEmbed(self.patch_size, size.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, size.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.num_tokens, size.width))
+        self.tokenizer_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*(Block(size.width, size.num_heads, dropout) for _ in range(size.depth)))
+        self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+        self.blocks.apply(init_transformer)
+        init_patch_embedding(self.patch_embed.proj)
+        init_position(self.cls_token, self.pos_embed)
+
+    def _build_decoder(self, size: Arch, dropout: float) -> None:
+        positions = 1, 1 + self.num_tokens, size.width
+        self.decoder_embed = nn.Linear(size.width, size.width)
+        self.token_emb = nn.Embedding(self.vocabulary.size, size.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, size.width))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(positions))
+        self.decoder_pos_mask_embed = nn.Parameter(torch.empty(positions))
+        self.decoder_pos_token_embed = nn.Parameter(torch.empty(positions))
+        self.decoder_blocks = nn.Sequential(*(Block(size.width, size.num_heads, dropout) for _ in range(size.depth)))
+        self.decoder_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+        self.mlm_layer = TokenHead(size.width, self.vocabulary.size)
+        for module in (self.decoder_embed, self.token_emb, self.decoder_blocks, self.mlm_layer):
+            module.apply(init_transformer)
+        init_position(self.mask_token, self.decoder_pos_embed_learned, self.decoder_pos_mask_embed,
+                      self.decoder_pos_token_embed)
+
+    def train(self, mode: bool = True) -> ADDP:
+        """Sets train or eval mode; the frozen networks stay in eval mode (but see ``predictor_dropout``)."""
+        super().train(mode)
+        self.tokenizer.eval()
+        self.token_predictor.train(mode and self.predictor_dropout)
+        return self
+
+    def load_published(self, state_dict: Mapping[str, Any]) -> LoadReport:
+        """Loads a published training checkpoint; see :func:`pretrain.weights.published.load_published_addp`."""
+        return load_published_addp(self, state_dict)
+
+    def forward(self, images: Tensor, mask: Tensor, noisier_mask: Tensor) -> Tensor:
+        """The training loss of images (B, 3, H, W) in [0, 1], given the masks m_t and m_{t+1} (B, L)."""
+        return self.masked_loss(self.diffuse(images, mask, noisier_mask), mask)
+
+    def diffuse(self, images: Tensor, mask: Tensor, noisier_mask: Tensor) -> DiffusionSample:
+        """Runs the frozen networks: what to see and what to predict at timestep t.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            mask: m_t, (B, L) bool, True = unreliable, to be predicted.
+            noisier_mask: m_{t+1}, (B, L) bool, from which the unreliable tokens are predicted; contains m_t.
+
+        Returns:
+            Tokens, noisy images and soft target, without gradients.
+        """
+        with frozen_forward(images.device.type, self.frozen_dtype):
+            tokens, latents = self.tokenizer.encode(images)
+            # Both predictions as one batch: the same numbers, better use of the device.
+            both = self.token_predictor(torch.cat((tokens, tokens)), torch.cat((noisier_mask, mask)))
+            unreliable, target = both.chunk(2)  # q(z_t | z_{t+1}), q(z_{t-1} | z_t), each (B, L, K)
+            soft = self.tokenizer.soft_latents(unreliable, self.grid)
+            mixed = torch.where(mask.unflatten(1, self.grid)[:, None], soft, latents)
+            return DiffusionSample(tokens, self.tokenizer.decode(mixed), target)
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """The encoder's input (B, 1 + L, C), after ``tokenizer_norm``, of pixels (B, 3, H, W), clamped to [0, 1] here.
+
+        Raises:
+            ValueError: If the images are not ``img_size`` square.
+        """
+        if pixels.shape[-2:] != (self.img_size, self.img_size):
+            raise ValueError(f'expected images of {self.img_size} x {self.img_size} pixels, got '
+                             f'{pixels.shape[-2]} x {pixels.shape[-1]}: resize them or set img_size')
+        pixels = (pixels.clamp(0, 1) - self.pixel_mean) / self.pixel_std
+        patches = self.patch_embed(pixels).flatten(1, 2) + self.pos_embed[:, 1:]  # (B, L, C)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(pixels), -1, -1)
+        return self.tokenizer_norm(torch.cat((cls_token, patches), dim=1))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """The encoder's output (B, 1 + L, C), cls first, of pixels (B, 3, H, W)."""
+        return self.norm(self.blocks(self.dropout(self.embed_pixels(pixels))))
+
+    def score_vocabulary(self, encoded: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Runs the decoder.
+
+        Args:
+            encoded: (B, 1 + L, C), the encoder's output, cls first.
+            tokens: (B, L) int64.
+            mask: (B, L) bool.
+
+        Returns:
+            Logits (B, L, V) over the whole vocabulary.
+        """
+        x = decoder_sequence(
+            self.decoder_embed(encoded), self.token_emb(tokens), mask, self.mask_token,
+            pos_unmasked=self.decoder_pos_embed_learned, pos_masked=self.decoder_pos_mask_embed,
+            pos_token=self.decoder_pos_token_embed)  # (B, 1 + L + unmasked places, C)
+        x = self.decoder_norm(self.decoder_blocks(x))
+        return self.mlm_layer(x[:, 1:1 + self.num_tokens], self.token_emb.weight)
+
+    def predict_logits(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Scores the codes at every place.
+
+        Args:
+            pixels: (B, 3, H, W); clamped to [0, 1] here.
+            tokens: (B, L) int64; those at masked places do not matter, but must be valid ids.
+            mask: (B, L) bool, True = to be predicted; equally many in each row.
+
+        Returns:
+            (B, L, K).
+
+        Raises:
+            ValueError: If rows have different numbers of masked places, or the images another size.
+        """
+        return self.score_vocabulary(self.encode_pixels(pixels), tokens, mask)[..., :self.num_codes]
+
+    def masked_loss(self, sample: DiffusionSample, mask: Tensor, label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
+        """Cross entropy against the soft target, with label smoothing over the whole vocabulary, at masked places.
+
+        Args:
+            sample: As :meth:`diffuse` returns it.
+            mask: m_t, (B, L) bool.
+            label_smoothing: In [0, 1).
+
+        Returns:
+            A scalar, float32.
+        """
+        logits = self.score_vocabulary(self.encode_pixels(sample.noisy_images), self._drop_tokens(sample.tokens), mask)
+        return masked_soft_cross_entropy(logits, sample.target, mask, label_smoothing)
+
+    def _drop_tokens(self, tokens: Tensor) -> Tensor:
+        """Puts the mask token in place of all tokens (B, L) of some samples, see ``token_dropout``."""
+        if not self.training or self.token_dropout == 0:
+            return tokens
+        dropped = torch.rand(len(tokens), 1) < self.token_dropout
+        return tokens.masked_fill(dropped.to(tokens.device), self.vocabulary.mask_id)

@@ -1,0 +1,129 @@
+"""Runs tools within the test process, and a toy stage (a small network on random images) for what no real model is needed for."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+from torch import Tensor, nn
+
+import addp_backbone  # noqa: F401  (registers hooks and samplers)
+from addp_backbone.runtime.launch import fit_to_device, set_resume, use_safe_hooks
+from addp_backbone.runtime.runner import StageRunner
+
+ROOT = Path(__file__).resolve().parents[2]
+_run_numbers = itertools.count()
+
+
+def run_tool(name: str, *words: str | Path, options: tuple[str, ...] = ()) -> None:
+    """Calls ``main`` of tools/``name``.py with a command line; ``options`` are ``--cfg-options``."""
+    # mmengine shares loggers, message hubs and visualizers between runs of one name within a process.
+    run = f'run{next(_run_numbers)}'
+    load_tool(name).main([*map(str, words), '--cfg-options', f'experiment_name={run}', f'visualizer.name={run}', *options])
+
+
+def load_tool(name: str) -> ModuleType:
+    """Imports tools/``name``.py, which is no package."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def logged_losses(work_dir: Path) -> dict[int, dict[str, float]]:
+    """Iteration -> what the run in ``work_dir`` logged for it, times left out; a later run in the folder goes before an earlier."""
+    records: dict[int, dict[str, float]] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json'), key=lambda path: path.stat().st_mtime_ns):
+        for line in file.read_text(encoding='utf-8').splitlines():
+            record = json.loads(line)
+            if 'loss' in record:
+                records[record['step']] = {key: value for key, value in record.items() if 'time' not in key}
+    return records
+
+
+@DATASETS.register_module(force=True)
+class ToyDataset(BaseDataset):
+    """Seven samples, each a number."""
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        return [dict(value=float(index)) for index in range(7)]
+
+
+@TRANSFORMS.register_module(force=True)
+class ToyNoise:
+    """Draws from all three generators, as augmentations do."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        noise = torch.full((4,), results['value']) / 7 + torch.randn(4) + random.random() + float(np.random.rand())
+        return dict(inputs=noise, index=int(results['sample_idx']))
+
+
+@MODELS.register_module(force=True)
+class ToyModel(BaseModel):
+    """A network with dropout and batch norm; a regression on the sum of the inputs."""
+
+    def __init__(self, bad_from: int | None = None) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 1))
+        self.bad_from = bad_from
+        self.calls = 0
+
+    def forward(self, inputs: list[Tensor], index: Any = None, mode: str = 'tensor') -> Any:
+        x = torch.stack(inputs)
+        if mode == 'predict':
+            torch.rand(3)  # what validation draws must not matter
+            return [self.net(x).mean()]
+        self.calls += 1
+        factor = float('nan') if self.bad_from is not None and self.calls >= self.bad_from else 1.0
+        return dict(loss=factor * (self.net(x)[:, 0] - x.sum(1)).square().mean())
+
+
+@METRICS.register_module(force=True)
+class ToyMetric(BaseMetric):
+    """The mean prediction."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results += [float(sample) for sample in data_samples]
+
+    def compute_metrics(self, results: list[float]) -> dict[str, float]:
+        return dict(mean=sum(results) / len(results))
+
+
+def toy_config(work_dir: Path, **changes: Any) -> Config:
+    """Six iterations of the toy stage, validated and saved every second one."""
+    pipeline = [dict(type='SeedAugmentation'), dict(type='ToyNoise')]
+    loader = dict(batch_size=3, num_workers=0, dataset=dict(type='ToyDataset', pipeline=pipeline))
+    cfg = Config(dict(
+        model=dict(type='ToyModel'), work_dir=str(work_dir), experiment_name=f'toy{next(_run_numbers)}',
+        train_dataloader=dict(loader, sampler=dict(type='SeededInfiniteSampler')),
+        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
+        val_evaluator=dict(type='ToyMetric'), val_cfg=dict(), train_cfg=dict(by_epoch=False, max_iters=6, val_interval=2),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05), clip_grad=dict(max_norm=5.0)),
+        param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=False, T_max=6)],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2), logger=dict(type='LoggerHook', interval=1)),
+        custom_hooks=[], log_processor=dict(by_epoch=False, window_size=1), randomness=dict(seed=None), log_level='ERROR'))
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def train_toy(cfg: Config, resume: str | None = None) -> StageRunner:
+    """Trains as tools/train.py does."""
+    set_resume(cfg, resume)
+    use_safe_hooks(cfg, world_size=1)
+    fit_to_device(cfg)
+    runner = StageRunner.from_cfg(cfg)
+    runner.train()
+    return runner

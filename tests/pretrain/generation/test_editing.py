@@ -1,0 +1,154 @@
+"""tools/edit.py and pretrain/generation/editing.py: parts of a picture drawn anew."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from generator_files import GeneratorFiles, write_generator_files
+from PIL import Image
+from tiny_addp import IMG_SIZE, NUM_TOKENS
+
+from pretrain.data.figures import to_images
+from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
+from pretrain.generation.sampling import Sampling, image_generator
+from pretrain.generation.trajectory import trajectory
+
+MAIN = runpy.run_path(str(Path(__file__).parents[3] / 'tools' / 'edit.py'))['main']
+PATCH_PX = 8
+FEW_STEPS = Sampling(3)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory: pytest.TempPathFactory) -> GeneratorFiles:
+    return write_generator_files(tmp_path_factory.mktemp('generator'))
+
+
+@pytest.fixture(autouse=True)
+def same_number_of_threads() -> Iterator[None]:
+    """The tool sets it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (IMG_SIZE, IMG_SIZE, 3), dtype=np.uint8))
+
+
+def as_grid(tokens: torch.Tensor) -> list[list[int]]:
+    return tokens.view(4, 4).int().tolist()
+
+
+def test_a_box_masks_every_token_it_touches(files):
+    size = (IMG_SIZE, IMG_SIZE)
+    exactly = tokens_of_mask(mask_of_boxes([(8, 0, 24, 8)], size), size, files.model)
+    assert as_grid(exactly) == [[0, 1, 1, 0], [0] * 4, [0] * 4, [0] * 4]
+    touching = tokens_of_mask(mask_of_boxes([(7, 15, 9, 17)], size), size, files.model)
+    assert as_grid(touching) == [[0] * 4, [1, 1, 0, 0], [1, 1, 0, 0], [0] * 4]
+    two = mask_of_boxes([(0, 0, 8, 8), (24, 24, 32, 32)], size)
+    assert tokens_of_mask(two, size, files.model).nonzero().flatten().tolist() == [0, 15]
+    assert (~tokens_of_mask(two, size, files.model, invert=True)).nonzero().flatten().tolist() == [0, 15]
+
+
+def test_boxes_are_in_pixels_of_the_original_picture(files):
+    """A picture of 128 x 64 px is halved and its middle taken: 64 px of its width are 16 too many on each side."""
+    size = (128, 64)
+    tokens = tokens_of_mask(mask_of_boxes([(32, 0, 48, 64)], size), size, files.model)
+    assert as_grid(tokens) == [[1, 0, 0, 0]] * 4
+
+
+def test_masks_and_boxes_that_do_not_fit_are_refused(files):
+    with pytest.raises(ValueError, match='the mask is 9 x 8 pixels, the picture 8 x 9'):
+        tokens_of_mask(Image.new('L', (9, 8)), (8, 9), files.model)
+    for box in ((0, 0, 33, 5), (5, 5, 5, 9), (-1, 0, 4, 4)):
+        with pytest.raises(ValueError, match='is empty or lies outside of the picture'):
+            mask_of_boxes([box], (32, 32))
+    for border_px in (0, 5, 16):
+        with pytest.raises(ValueError, match='the border must be a multiple of 8 px under 16'):
+            shrink(Image.new('RGB', (40, 40)), border_px, files.model)
+
+
+def test_fitting_keeps_the_centre(picture):
+    wide = Image.new('RGB', (3 * IMG_SIZE, IMG_SIZE))
+    wide.paste(picture, (IMG_SIZE, 0))
+    assert np.array_equal(np.asarray(fit(wide, IMG_SIZE)), np.asarray(picture))
+
+
+def test_outpainting_keeps_the_shrunk_picture_and_draws_the_border(files, picture):
+    canvas, border = shrink(picture, PATCH_PX, files.model)
+    assert as_grid(border) == [[1] * 4, [1, 0, 0, 1], [1, 0, 0, 1], [1] * 4]
+    inner = canvas.crop((8, 8, 24, 24))
+    assert np.array_equal(np.asarray(inner), np.asarray(fit(picture, 16)))
+
+
+def test_an_edit_keeps_unmasked_tokens_and_depends_on_seed_and_index_only(files, picture):
+    mask = torch.arange(NUM_TOKENS) % 3 == 0
+    three = edit(files.model, picture, mask, 3, 7, FEW_STEPS)
+    again = edit(files.model, picture, mask, 1, 7, FEW_STEPS)
+    assert (three.results[0] - again.results[0]).abs().max() <= 1 / 255
+    assert (three.results[0] - three.results[1]).abs().max() > 1 / 255
+    tokens = files.model.tokenizer.encode(three.before).tokens[0]
+    *_, last = trajectory(files.model, 1, FEW_STEPS, [image_generator(7, 0)], three.before, mask)
+    assert torch.allclose(last.images.clamp(0, 1), again.results, atol=1e-5)
+    assert torch.equal(last.tokens[0][~mask], tokens[~mask])
+
+
+def test_variations_mask_their_ratio_each_in_its_own_places(files, picture):
+    done = edit(files.model, picture, 0.6, 3, 0, FEW_STEPS)
+    assert done.mask.sum(1).tolist() == [10] * 3  # ceil(0.6 * 16)
+    assert len({tuple(row) for row in done.mask.tolist()}) == 3
+    assert edit_figure(done).size == (3 * (96 + 4) - 4, 3 * (96 + 20) - 4)  # enlarged from 32 px, for the captions
+
+
+def test_an_empty_mask_gives_the_reconstruction_and_pasting_the_picture_itself(files, picture):
+    nothing = torch.zeros(NUM_TOKENS, dtype=torch.bool)
+    before = to_images([picture])
+    reconstruction = files.model.tokenizer.decode(files.model.tokenizer.encode(before).latents).clamp(0, 1)
+    assert torch.allclose(edit(files.model, picture, nothing, 1, 0, FEW_STEPS).results, reconstruction, atol=1e-5)
+    assert torch.equal(edit(files.model, picture, nothing, 1, 0, FEW_STEPS, paste=True).results, before)
+
+
+def test_pasting_puts_pixels_back_outside_of_the_mask_only(files, picture):
+    mask = torch.zeros(NUM_TOKENS, dtype=torch.bool)
+    mask[0] = True
+    plain, pasted = (edit(files.model, picture, mask, 1, 0, FEW_STEPS, paste=paste).results[0] for paste in (False, True))
+    assert torch.equal(plain[:, :8, :8], pasted[:, :8, :8])
+    assert torch.equal(pasted[:, 8:], to_images([picture])[0, :, 8:])
+
+
+@pytest.mark.parametrize(('options', 'num_masked'), [
+    (['--box', '0', '0', '16', '8'], 2), (['--box', '0', '0', '16', '8', '--invert'], 14), (['--mask', 'mask.png'], 4),
+    (['--outpaint', '8'], 12), (['--ratio', '0.5'], 8)])
+def test_the_tool_writes_before_masks_results_and_all_side_by_side(files, picture, tmp_path, monkeypatch, capsys, options, num_masked):
+    monkeypatch.chdir(tmp_path)
+    picture.save('picture.png')
+    mask_of_boxes([(8, 8, 24, 24)], picture.size).save('mask.png')
+    assert MAIN([files.config, files.checkpoint, 'picture.png', '--out', 'out', '--steps', '2', '--num-results', '2', *options]) == 0
+    assert f'{num_masked} of 16 tokens' in capsys.readouterr().out
+    wanted = {'before.png', 'edit.png', 'mask_00.png', 'mask_01.png', 'result_00.png', 'result_01.png'}
+    assert {path.name for path in Path('out').iterdir()} == wanted
+
+
+def test_the_tool_names_what_is_wrong(files, picture, tmp_path, capsys):
+    picture.save(tmp_path / 'p.png')
+    (tmp_path / 'text.png').write_text('no picture')
+    command = [files.config, files.checkpoint, '--out', str(tmp_path / 'out'), '--steps', '2']
+    for options, message in (([str(tmp_path / 'text.png'), '--ratio', '0.5'], 'cannot identify image file'),
+                             ([str(tmp_path / 'none.png'), '--ratio', '0.5'], 'none.png'),
+                             ([str(tmp_path / 'p.png'), '--ratio', '1.5'], 'a mask ratio lies in [0, 1], got 1.5')):
+        assert MAIN([*command, *options]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_the_tool_says_that_a_mask_covers_nothing(files, picture, tmp_path, capsys):
+    picture.resize((640, 640)).save(tmp_path / 'large.png')
+    assert MAIN([files.config, files.checkpoint, str(tmp_path / 'large.png'), '--out', str(tmp_path / 'out'), '--steps', '2',
+                 '--box', '0', '0', '4', '4']) == 0
+    assert 'the mask covers no pixel' in capsys.readouterr().err
