@@ -8,5 +8,6 @@ _base_ = ['_base_/cascade.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', 
 
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.1),  # ViTDet
-    neck=dict(in_channels=768))
+    neck=dict(in_channels=768),
+)
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.7))  # ViTDet

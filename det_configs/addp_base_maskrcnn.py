@@ -1,13 +1,14 @@
 """ADDP ViT-B, Mask R-CNN, COCO, 100 epochs. Recipe: ViTDet; the paper's own values are unpublished.
 
-Command: ``tools/dist_train.sh det_configs/addp_base_maskrcnn.py 8 --amp`` (8 GPUs x 8 images).
-Weights: ``python tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth``.
-AP box: published 51.7; measured: not run.
+Command: ``tools/dist_train.sh det_configs/addp_base_maskrcnn.py 8 --amp`` (8 GPUs x 8 images). Weights: ``python
+tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth``. AP box:
+published 51.7; measured: not run.
 """
 
 _base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
 
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.1),  # ViTDet
-    neck=dict(in_channels=768))
+    neck=dict(in_channels=768),
+)
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.7))  # ViTDet

@@ -10,6 +10,8 @@ model = dict(
     backbone=dict(
         arch='large',
         drop_path_rate=0.4,  # ViTDet
-        init_cfg=dict(checkpoint='exp/release/addp-vit-large-16.backbone.pth')),
-    neck=dict(in_channels=1024))
+        init_cfg=dict(checkpoint='exp/release/addp-vit-large-16.backbone.pth'),
+    ),
+    neck=dict(in_channels=1024),
+)
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8))  # ViTDet

@@ -1,7 +1,7 @@
 """Processes that run a command for ``tools/quickstart.py`` and ``tools/reproduce.py`` and never outlive them.
 
-:func:`start_command` starts Python anew. :class:`ToolForks` forks from a process that has imported what every tool needs once, which
-saves four seconds of processor time a command.
+:func:`start_command` starts Python anew. :class:`ToolForks` forks from a process that has imported what every tool
+needs once, which saves four seconds of processor time a command.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from addp_backbone.runtime.launch import import_quietly
 from addp_backbone.runtime.processes import die_with_parent
 
 _PATIENCE_SECONDS = 10  # of a stopped process
-_IMPORTED_BY_ALL = ('tools.train', 'tools.test', 'mmdet.apis', 'mmseg.apis', 'pretrain.training', 'pretrain.classification', 'addp_backbone.predict')
+_IMPORTED_BY_ALL = (
+    'tools.train',
+    'tools.test',
+    'mmdet.apis',
+    'mmseg.apis',
+    'pretrain.training',
+    'pretrain.classification',
+    'addp_backbone.predict',
+)
 
 
 class StageProcess(Protocol):
@@ -49,12 +57,21 @@ def start_command(command: Sequence[str], root: Path, log: Path, lock: int) -> A
 
 
 @contextmanager
-def child_process(command: Sequence[str], root: Path, log: Path, lock: int,
-                  environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
+def child_process(
+    command: Sequence[str], root: Path, log: Path, lock: int, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
     """Starts any program, as :func:`start_command` starts Python; it ends with us where the system can do that."""
     with log.open('ab') as file:
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                   pass_fds=(lock,), preexec_fn=die_with_parent)
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock,),
+            preexec_fn=die_with_parent,
+        )
     try:
         yield process
     finally:

@@ -1,7 +1,7 @@
 """A list of commands with what each needs: run side by side, progress and remaining time, resumed where a run was cut.
 
-``tools/quickstart.py`` is the command. A finished stage leaves ``<work_dir>/finished/<name>.json``; it is not repeated as long as its
-command stays the same, the files it makes are there, and nothing it needs was run again since.
+``tools/quickstart.py`` is the command. A finished stage leaves ``<work_dir>/finished/<name>.json``; it is not repeated
+as long as its command stays the same, the files it makes are there, and nothing it needs was run again since.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Stage:
         return hashlib.sha256(json.dumps(self.command).encode()).hexdigest()
 
 
-def run_stages(stages: Sequence[Stage], work_dir: Path, root: Path, lanes: int = 1, start: Start = start_command) -> None:
+def run_stages(
+    stages: Sequence[Stage], work_dir: Path, root: Path, lanes: int = 1, start: Start = start_command
+) -> None:
     """Runs the stages that have not finished yet; prints progress and remaining time.
 
     Args:
@@ -78,7 +80,7 @@ def run_stages(stages: Sequence[Stage], work_dir: Path, root: Path, lanes: int =
         running: list[_Running] = []
         while True:
             ready = [stage for stage in board.pending if all(name in board.finished for name in stage.needs)]
-            for stage in ready[:lanes - len(running)]:
+            for stage in ready[: lanes - len(running)]:
                 board.pending.remove(stage)
                 log = work_dir / 'logs' / f'{stage.name}.log'
                 log.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +143,10 @@ class _Running:
         if (code := self.process.poll()) or missing:
             what = f'exit code {code}' if code else f'it wrote no {", ".join(missing)}'
             raise StageError(f'stage {stage.name} failed ({what}); the end of {self.log}:\n{end_of(self.log)}')
-        replace_file(work_dir / 'finished' / f'{stage.name}.json',
-                     json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1), at=time.time())) + '\n')
+        replace_file(
+            work_dir / 'finished' / f'{stage.name}.json',
+            json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1), at=time.time())) + '\n',
+        )
         return seconds
 
 
@@ -180,7 +184,10 @@ class _Board:
         left = [one.seconds_left(self.speed * one.stage.seconds) for one in running]
         later = self.speed * sum(stage.seconds for stage in self.pending)
         in_all = max([seconds for seconds, _ in left] + [(later + sum(seconds for seconds, _ in left)) / self.lanes])
-        now = '; '.join(f'{one.stage.name} {counts} {_minutes(seconds)}' for one, (seconds, counts) in zip(running, left, strict=True))
+        now = '; '.join(
+            f'{one.stage.name} {counts} {_minutes(seconds)}'
+            for one, (seconds, counts) in zip(running, left, strict=True)
+        )
         self._say(f'{_minutes(in_all)} left in all; {now}' + ('' if terminal else '\n'))
         self.shown = time.monotonic()
 
@@ -215,7 +222,9 @@ def alone(work_dir: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stdout.write(f'{work_dir} is in use by another run, or by the stage that a killed one left behind: waiting for it\n')
+            sys.stdout.write(
+                f'{work_dir} is in use by another run, or by the stage that a killed one left behind: waiting for it\n'
+            )
             sys.stdout.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()

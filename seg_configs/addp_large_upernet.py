@@ -1,9 +1,8 @@
 """ADDP ViT-L, UperNet, ADE20K, 160k iterations. Recipe: MAE; learning rate and layer decay are assumptions (nobody published theirs).
 
-Command: ``tools/dist_train.sh seg_configs/addp_large_upernet.py 8 --amp`` (8 GPUs x 2 images); ``seg_configs/sweep_large.sh`` tries 16
-settings of the two.
-Weights: ``python tools/convert_checkpoint.py exp/release/addp-vit-large-16.pth exp/release/addp-vit-large-16.backbone.pth``.
-mIoU: published 54.3; measured: not run.
+Command: ``tools/dist_train.sh seg_configs/addp_large_upernet.py 8 --amp`` (8 GPUs x 2 images);
+``seg_configs/sweep_large.sh`` tries 16 settings of the two. Weights: ``python tools/convert_checkpoint.py
+exp/release/addp-vit-large-16.pth exp/release/addp-vit-large-16.backbone.pth``. mIoU: published 54.3; measured: not run.
 """
 
 _base_ = ['_base_/upernet.py', '_base_/ade20k.py', '_base_/schedule_160k.py', '_base_/runtime.py']
@@ -13,8 +12,10 @@ model = dict(
     backbone=dict(
         arch='large',
         drop_path_rate=0.2,  # MAE
-        init_cfg=dict(checkpoint='exp/release/addp-vit-large-16.backbone.pth')),
+        init_cfg=dict(checkpoint='exp/release/addp-vit-large-16.backbone.pth'),
+    ),
     neck=dict(embed_dim=width),
     decode_head=dict(in_channels=[width] * 4, channels=width),
-    auxiliary_head=dict(in_channels=width))
+    auxiliary_head=dict(in_channels=width),
+)
 optim_wrapper = dict(optimizer=dict(lr=4e-5), paramwise_cfg=dict(decay_rate=0.85))  # assumptions

@@ -9,10 +9,17 @@ crop_size = (128, 128)
 
 model = dict(
     data_preprocessor=dict(size=crop_size, test_cfg=dict(size=crop_size)),
-    backbone=dict(img_size=128, tokenizer_norm=True),  # as in pre-training: mIoU 23.5 instead of 16.5 from ADDP weights, one run each
-    test_cfg=dict(crop_size=crop_size, stride=(85, 85)))
+    backbone=dict(
+        img_size=128, tokenizer_norm=True
+    ),  # as in pre-training: mIoU 23.5 instead of 16.5 from ADDP weights, one run each
+    test_cfg=dict(crop_size=crop_size, stride=(85, 85)),
+)
 
-changes = dict(RandomResize=dict(scale=crop_size, ratio_range=(1.0, 1.5)), RandomCrop=dict(crop_size=crop_size), Resize=dict(scale=crop_size))
+changes = dict(
+    RandomResize=dict(scale=crop_size, ratio_range=(1.0, 1.5)),
+    RandomCrop=dict(crop_size=crop_size),
+    Resize=dict(scale=crop_size),
+)
 train_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.train_pipeline]
 test_pipeline = [dict(step, **changes.get(step['type'], {})) for step in _base_.test_pipeline]
 train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))

@@ -2,9 +2,9 @@
 
     python tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth
 
-The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``, or with ``--for classifier`` that of
-``ClassifierViT`` (which also takes SRC itself). Nothing in SRC is executed. Exit code 0 only if
-every tensor of the trunk was found; otherwise 1, and nothing is written.
+The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``, or with ``--for classifier`` that
+of ``ClassifierViT`` (which also takes SRC itself). Nothing in SRC is executed. Exit code 0 only if every tensor of the
+trunk was found; otherwise 1, and nothing is written.
 """
 
 import argparse
@@ -31,21 +31,37 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', type=Path, help='pre-training checkpoint (.pth, .pt, .safetensors, detectron2 .pkl)')
     parser.add_argument('dst', type=Path, help='backbone weights to write, .pth or .safetensors')
-    parser.add_argument('--format', choices=('auto', *FORMATS), default='auto', help='what SRC is; told from its names by default')
-    parser.add_argument('--img-size', type=int, default=256, metavar='PX',
-                        help="the backbone's pretrain_img_size: position embeddings are resized to its grid (default 256; "
-                             '0 keeps the grid of SRC)')
-    parser.add_argument('--patch-size', type=int, default=16, metavar='PX', help="the backbone's patch size (0 keeps that of SRC)")
-    parser.add_argument('--for', dest='target', choices=('backbone', 'classifier'), default='backbone',
-                        help='a classifier keeps cls_token, its position and the final norm')
+    parser.add_argument(
+        '--format', choices=('auto', *FORMATS), default='auto', help='what SRC is; told from its names by default'
+    )
+    parser.add_argument(
+        '--img-size',
+        type=int,
+        default=256,
+        metavar='PX',
+        help="the backbone's pretrain_img_size: position embeddings are resized to its grid (default 256; "
+        '0 keeps the grid of SRC)',
+    )
+    parser.add_argument(
+        '--patch-size', type=int, default=16, metavar='PX', help="the backbone's patch size (0 keeps that of SRC)"
+    )
+    parser.add_argument(
+        '--for',
+        dest='target',
+        choices=('backbone', 'classifier'),
+        default='backbone',
+        help='a classifier keeps cls_token, its position and the final norm',
+    )
     return parser.parse_args()
 
 
 def print_report(report: ConversionReport) -> None:
     """Prints what became of every tensor, dropped ones grouped by reason."""
     print(f'format    {report.format}')
-    print(f'mapped    {len(report.state_dict)} tensors of the backbone'
-          + (f', {len(report.neck_state_dict)} of the pyramid' if report.neck_state_dict else ''))
+    print(
+        f'mapped    {len(report.state_dict)} tensors of the backbone'
+        + (f', {len(report.neck_state_dict)} of the pyramid' if report.neck_state_dict else '')
+    )
     for note in report.notes:
         print(f'note      {note}')
     by_reason = defaultdict(list)
@@ -65,11 +81,18 @@ def main() -> int:
             raise CheckpointError(f'DST must end in {", ".join(ENDINGS)}, got {args.dst}')
         if args.dst.resolve() == args.src.resolve():
             raise CheckpointError(f'SRC and DST are the same file, {args.src}')
-        report = convert_state_dict(read_checkpoint(args.src), args.format, args.img_size or None, args.patch_size or None,
-                                    keep_cls=args.target == 'classifier')
+        report = convert_state_dict(
+            read_checkpoint(args.src),
+            args.format,
+            args.img_size or None,
+            args.patch_size or None,
+            keep_cls=args.target == 'classifier',
+        )
         print_report(report)
         if report.missing:
-            raise CheckpointError(f'{len(report.missing)} tensors of the trunk are missing in {args.src}; nothing was written')
+            raise CheckpointError(
+                f'{len(report.missing)} tensors of the trunk are missing in {args.src}; nothing was written'
+            )
         if report.neck_state_dict:
             neck = args.dst.with_name(f'{args.dst.stem}.neck{args.dst.suffix}')
             write_atomically(report.neck_state_dict, neck)

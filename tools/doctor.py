@@ -17,7 +17,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def load_by_path(name: str) -> ModuleType:
     """Loads a file of addp_backbone alone: importing the package would need everything that may be broken."""
-    spec = importlib.util.spec_from_file_location(f'addp_{name}', REPOSITORY / 'addp_backbone' / 'runtime' / f'{name}.py')
+    spec = importlib.util.spec_from_file_location(
+        f'addp_{name}', REPOSITORY / 'addp_backbone' / 'runtime' / f'{name}.py'
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

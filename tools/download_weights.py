@@ -4,8 +4,9 @@
     python tools/download_weights.py base               what ViT-Base needs; or large, or names such as addp-vit-base-16
     python tools/download_weights.py --check            checks what is there, fetches nothing
 
-A cut download goes on where it stopped when started again. A file is moved to its place (exp/pretrained_model, exp/release) only after
-it was loaded. Google Drive needs gdown (pip install gdown). Without network it says how to get the files by hand; exit code 1 then.
+A cut download goes on where it stopped when started again. A file is moved to its place (exp/pretrained_model,
+exp/release) only after it was loaded. Google Drive needs gdown (pip install gdown). Without network it says how to get
+the files by hand; exit code 1 then.
 """
 
 from __future__ import annotations
@@ -27,8 +28,20 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('names', nargs='*', default=['all'], metavar='NAME', help=f'{", ".join((*GROUPS, *GROUPS["all"]))} (default: all)')
-    parser.add_argument('--root', type=Path, default=REPOSITORY, metavar='DIR', help="folder that exp/ lies in (default: the repository's)")
+    parser.add_argument(
+        'names',
+        nargs='*',
+        default=['all'],
+        metavar='NAME',
+        help=f'{", ".join((*GROUPS, *GROUPS["all"]))} (default: all)',
+    )
+    parser.add_argument(
+        '--root',
+        type=Path,
+        default=REPOSITORY,
+        metavar='DIR',
+        help="folder that exp/ lies in (default: the repository's)",
+    )
     parser.add_argument('--check', action='store_true', help='check what is there and fetch nothing')
     return parser.parse_args(argv)
 
@@ -41,6 +54,7 @@ def get(name: str, args: argparse.Namespace) -> str:
             raise DownloadError(f'{place} is not there')
         return check(name, place)
     with tqdm(unit='B', unit_scale=True, desc=name, disable=not sys.stderr.isatty()) as bar:
+
         def show(done: int, total: int | None) -> None:
             bar.total = total
             bar.update(done - bar.n)

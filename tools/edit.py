@@ -35,12 +35,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('picture', type=Path, help='any size; resized by its shorter side and cropped to the centre')
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--mask', type=Path, metavar='M.png', help="of the picture's size; white is drawn anew")
-    where.add_argument('--box', type=float, nargs=4, action='append', metavar=('LEFT', 'TOP', 'RIGHT', 'BOTTOM'),
-                       help='drawn anew, in pixels of the picture; may be repeated')
+    where.add_argument(
+        '--box',
+        type=float,
+        nargs=4,
+        action='append',
+        metavar=('LEFT', 'TOP', 'RIGHT', 'BOTTOM'),
+        help='drawn anew, in pixels of the picture; may be repeated',
+    )
     where.add_argument('--outpaint', type=int, metavar='PX', help='shrink the picture and draw a border this wide')
-    where.add_argument('--ratio', type=float, metavar='R', help='draw this share of the tokens anew, each result its own')
+    where.add_argument(
+        '--ratio', type=float, metavar='R', help='draw this share of the tokens anew, each result its own'
+    )
     parser.add_argument('--invert', action='store_true', help='with --mask and --box: draw everything else anew')
-    parser.add_argument('--paste', action='store_true', help="put the picture's own pixels back where nothing was drawn anew")
+    parser.add_argument(
+        '--paste', action='store_true', help="put the picture's own pixels back where nothing was drawn anew"
+    )
     parser.add_argument('--num-results', type=int, default=4, metavar='N', help='default: %(default)s')
     args = parser.parse_args(argv)
     if args.num_results < 1:
@@ -73,12 +83,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f'edit: {error}', file=sys.stderr)
         return 1
     write_png(picture, args.out / 'before.png')
-    for index, (result, masked) in enumerate(zip(to_pictures(done.results), to_pictures(grey_out(done.before, done.mask)), strict=True)):
+    for index, (result, masked) in enumerate(
+        zip(to_pictures(done.results), to_pictures(grey_out(done.before, done.mask)), strict=True)
+    ):
         write_png(result, args.out / f'result_{index:02d}.png')
         write_png(masked, args.out / f'mask_{index:02d}.png')
     write_png(edit_figure(done), args.out / 'edit.png')
     if not done.mask.any():
-        print(f'note: at the {model.img_size} px of the model the mask covers no pixel, so the results are reconstructions', file=sys.stderr)
+        print(
+            f'note: at the {model.img_size} px of the model the mask covers no pixel, so the results are reconstructions',
+            file=sys.stderr,
+        )
     print(f'{args.out}: {args.num_results} results, {int(done.mask[0].sum())} of {model.num_tokens} tokens drawn anew')
     return 0
 

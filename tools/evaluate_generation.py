@@ -27,11 +27,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('generated', type=Path, metavar='GENERATED')
     parser.add_argument('reference', type=Path, metavar='REFERENCE')
     parser.add_argument('--out', type=Path, metavar='F.json', help='file for the result')
-    parser.add_argument('--inception-weights', type=Path, metavar='W.pth', help='default: looked for in exp/pretrained_model')
-    parser.add_argument('--feature-extractor', default=INCEPTION, metavar='NAME', help='registered name (default: %(default)s)')
+    parser.add_argument(
+        '--inception-weights', type=Path, metavar='W.pth', help='default: looked for in exp/pretrained_model'
+    )
+    parser.add_argument(
+        '--feature-extractor', default=INCEPTION, metavar='NAME', help='registered name (default: %(default)s)'
+    )
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS, help='default: all')
     parser.add_argument('--batch-size', type=int, default=64, metavar='B', help='default: %(default)s')
-    parser.add_argument('--allow-protocol-mismatch', action='store_true', help='measure all the same; the result says so')
+    parser.add_argument(
+        '--allow-protocol-mismatch', action='store_true', help='measure all the same; the result says so'
+    )
     return parser.parse_args(argv)
 
 
@@ -39,8 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     args = parse_args(argv)
     try:
-        result = measure(PictureSet.of_folder(args.generated), PictureSet.of_folder(args.reference), args.feature_extractor,
-                         args.inception_weights, args.metrics, args.batch_size, args.allow_protocol_mismatch, sys.stderr.isatty())
+        result = measure(
+            PictureSet.of_folder(args.generated),
+            PictureSet.of_folder(args.reference),
+            args.feature_extractor,
+            args.inception_weights,
+            args.metrics,
+            args.batch_size,
+            args.allow_protocol_mismatch,
+            sys.stderr.isatty(),
+        )
     except (ValueError, OSError) as error:
         print(f'evaluate_generation: {error}', file=sys.stderr)
         return 1

@@ -2,8 +2,8 @@
 
     python tools/few_shot.py pretrain/configs/linear_base.py --cfg-options few_shot.images_per_class=5 few_shot.seeds=0,1,2
 
-Which images, and initial weights and augmentation, follow from the seed. Written: WORK_DIR/images_K/seed_S (a run each) and
-WORK_DIR/few_shot.json. A cut command goes on when started again.
+Which images, and initial weights and augmentation, follow from the seed. Written: WORK_DIR/images_K/seed_S (a run each)
+and WORK_DIR/few_shot.json. A cut command goes on when started again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='classification config; its few_shot says how many images and which seeds')
     parser.add_argument('--work-dir', help='folder for the runs (default: work_dirs/CONFIG_NAME_few_shot)')
-    parser.add_argument('--processes', type=int, default=1, metavar='N', help='processes a run, on one machine (default: %(default)s)')
+    parser.add_argument(
+        '--processes', type=int, default=1, metavar='N', help='processes a run, on one machine (default: %(default)s)'
+    )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='K=V', help='as in tools/train.py')
     return parser.parse_args(words)
 
@@ -46,8 +48,10 @@ def main(words: list[str] | None = None) -> None:
     summary = run_few_shot(cfg, arguments.config, work_dir, arguments.processes, arguments.cfg_options)
     for name, entry in summary.items():
         if isinstance(entry, dict):
-            print(f'{name}: {entry["mean"]:.2f} +- {entry["std"]:.2f} ({", ".join(f"{value:.2f}" for value in entry["values"].values())}) '
-                  f'with {summary["images_per_class"]} images a class')
+            print(
+                f'{name}: {entry["mean"]:.2f} +- {entry["std"]:.2f} ({", ".join(f"{value:.2f}" for value in entry["values"].values())}) '
+                f'with {summary["images_per_class"]} images a class'
+            )
 
 
 if __name__ == '__main__':

@@ -4,8 +4,8 @@
     python tools/generate.py CONFIG CKPT --num-images 64 --out samples --steps 256 --schedule linear --steps-figure
     tools/dist_generate.sh CONFIG CKPT PROCESSES --num-images 50000 --out samples     several processes, the same files
 
-CONFIG is a pre-training config of ADDP, CKPT a released file or a checkpoint (or work dir) of that training. Image i depends on
---seed and i, and on the settings noted in OUT/generation.json. A cut run goes on when started again.
+CONFIG is a pre-training config of ADDP, CKPT a released file or a checkpoint (or work dir) of that training. Image i
+depends on --seed and i, and on the settings noted in OUT/generation.json. A cut run goes on when started again.
 """
 
 from __future__ import annotations
@@ -41,10 +41,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument('--num-images', type=int, required=True, metavar='N')
-    parser.add_argument('--batch-size', type=int, default=16, metavar='B', help='images computed together (default: %(default)s)')
-    parser.add_argument('--steps-figure', type=int, nargs='?', const=0, metavar='I',
-                        help=f'also save how image I (default: 0) emerges, as {STEPS_FILE}')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='see tools/dist_generate.sh')
+    parser.add_argument(
+        '--batch-size', type=int, default=16, metavar='B', help='images computed together (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--steps-figure',
+        type=int,
+        nargs='?',
+        const=0,
+        metavar='I',
+        help=f'also save how image I (default: 0) emerges, as {STEPS_FILE}',
+    )
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='see tools/dist_generate.sh'
+    )
     args = parser.parse_args(argv)
     if args.num_images < 1 or args.batch_size < 1:
         parser.error('--num-images and --batch-size must be at least 1')
@@ -69,11 +79,22 @@ def main(argv: list[str] | None = None) -> int:
         if process.rank:
             MMLogger.get_current_instance().setLevel('ERROR')
         model = read_model(args)
-        claim_folder(args.out, dict(asdict(sampling), seed=args.seed, precision=args.precision, weights_sha256=fingerprint(model)))
+        claim_folder(
+            args.out,
+            dict(asdict(sampling), seed=args.seed, precision=args.precision, weights_sha256=fingerprint(model)),
+        )
         model.to(f'cuda:{process.local_rank}' if torch.cuda.is_available() else 'cpu')
         with precision(model, args.precision):
-            write_images(model, args.out, args.num_images, args.seed, sampling, args.batch_size, process,
-                         lambda blocks, total: show_progress(blocks, total, process))
+            write_images(
+                model,
+                args.out,
+                args.num_images,
+                args.seed,
+                sampling,
+                args.batch_size,
+                process,
+                lambda blocks, total: show_progress(blocks, total, process),
+            )
             if args.steps_figure is not None and process.rank == 0:
                 write_png(steps_figure(model, args.seed, args.steps_figure, sampling), args.out / STEPS_FILE)
         finish(args.out, args.num_images, process)

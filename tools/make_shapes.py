@@ -4,9 +4,9 @@
     python tools/make_shapes.py data/shapes --train-per-class 200 --val-per-class 50  # classification, too
     python tools/make_shapes.py data/shapes-plain --train 0 --val 0 --plain 5000      # pre-training only
 
-Written: images/{train,val} with instances_{train,val}.json (COCO, ten classes) and annotations/{train,val} (masks by ADE20K's
-convention: 1 = background, 2..11 = shapes, 0 = void never occurs); classes/{train,val}/<class>; plain; classes.json. A cut run
-goes on when started again with the same options; the pictures do not depend on --workers.
+Written: images/{train,val} with instances_{train,val}.json (COCO, ten classes) and annotations/{train,val} (masks by
+ADE20K's convention: 1 = background, 2..11 = shapes, 0 = void never occurs); classes/{train,val}/<class>; plain;
+classes.json. A cut run goes on when started again with the same options; the pictures do not depend on --workers.
 """
 
 from __future__ import annotations
@@ -37,19 +37,39 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('out', type=Path, metavar='OUT', help='folder to write: new, empty, or begun with the same options')
+    parser.add_argument(
+        'out', type=Path, metavar='OUT', help='folder to write: new, empty, or begun with the same options'
+    )
     parser.add_argument('--train', type=int, default=200, help='training scenes (default: %(default)s)')
     parser.add_argument('--val', type=int, default=50, help='validation scenes (default: %(default)s)')
-    parser.add_argument('--train-per-class', type=int, default=0, help='training pictures of one object, for each class')
-    parser.add_argument('--val-per-class', type=int, default=0, help='validation pictures of one object, for each class')
+    parser.add_argument(
+        '--train-per-class', type=int, default=0, help='training pictures of one object, for each class'
+    )
+    parser.add_argument(
+        '--val-per-class', type=int, default=0, help='validation pictures of one object, for each class'
+    )
     parser.add_argument('--plain', type=int, default=0, help='pictures without labels, for pre-training')
     parser.add_argument('--size', type=parse_size, default=(256, 256), help='256 or 480x360 (default: 256)')
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
-    parser.add_argument('--typical', type=float, default=0.0, metavar='P', help='probability that a shape is of its class\'s typical '
-                        'material, which makes classes easier to tell apart (default: %(default)s)')
-    parser.add_argument('--clutter', type=int, default=MAX_CLUTTER, help='most things behind the shapes (default: %(default)s)')
-    parser.add_argument('--shape-size', type=float, nargs=2, default=(0.1, 0.36), metavar=('MIN', 'MAX'),
-                        help='side of shapes in scenes as a share of the picture\'s shorter side (default: 0.1 0.36)')
+    parser.add_argument(
+        '--typical',
+        type=float,
+        default=0.0,
+        metavar='P',
+        help="probability that a shape is of its class's typical "
+        'material, which makes classes easier to tell apart (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--clutter', type=int, default=MAX_CLUTTER, help='most things behind the shapes (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--shape-size',
+        type=float,
+        nargs=2,
+        default=(0.1, 0.36),
+        metavar=('MIN', 'MAX'),
+        help="side of shapes in scenes as a share of the picture's shorter side (default: 0.1 0.36)",
+    )
     parser.add_argument('--workers', type=int, default=num_cores(), help='processes (default: %(default)s)')
     return parser.parse_args(argv)
 
@@ -64,8 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     height, width = args.size
     try:
-        settings = ShapeSettings(height, width, args.seed, args.train, args.val, args.train_per_class, args.val_per_class,
-                                 args.plain, args.typical, args.clutter, *args.shape_size)
+        settings = ShapeSettings(
+            height,
+            width,
+            args.seed,
+            args.train,
+            args.val,
+            args.train_per_class,
+            args.val_per_class,
+            args.plain,
+            args.typical,
+            args.clutter,
+            *args.shape_size,
+        )
         write_shapes(args.out, settings, args.workers, show_progress)
     except (ValueError, OSError) as error:
         print(f'make_shapes: {error}', file=sys.stderr)

@@ -39,24 +39,45 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest='task', required=True, metavar='{det,seg}')
-    for task, base, second in (('det', 'det_configs/addp_base_maskrcnn.py', 'json'), ('seg', 'seg_configs/addp_base_upernet.py', 'masks')):
-        sub = tasks.add_parser(task, help={'det': 'boxes, with or without masks', 'seg': 'a class for every pixel'}[task])
+    for task, base, second in (
+        ('det', 'det_configs/addp_base_maskrcnn.py', 'json'),
+        ('seg', 'seg_configs/addp_base_upernet.py', 'masks'),
+    ):
+        sub = tasks.add_parser(
+            task, help={'det': 'boxes, with or without masks', 'seg': 'a class for every pixel'}[task]
+        )
         for split in ('train', 'val'):
             note = 'training' if split == 'train' else 'validation (default: the training data again)'
             for kind in ('images', second):
                 what = {'images': 'folder of images', 'json': 'COCO JSON', 'masks': 'folder of masks'}[kind]
-                sub.add_argument(f'--{split}-{kind}', type=Path, required=split == 'train', metavar='PATH', help=f'{what}, {note}')
+                sub.add_argument(
+                    f'--{split}-{kind}', type=Path, required=split == 'train', metavar='PATH', help=f'{what}, {note}'
+                )
         sub.add_argument('--out', type=Path, required=True, metavar='CONFIG.py', help='config to write')
-        sub.add_argument('--base', type=Path, default=REPOSITORY / base, help=f'config to inherit from (default: {base})')
+        sub.add_argument(
+            '--base', type=Path, default=REPOSITORY / base, help=f'config to inherit from (default: {base})'
+        )
         sub.add_argument('--force', action='store_true', help='replace an existing config')
-        sub.add_argument('--max-findings', type=int, default=10, metavar='N', help='findings shown of each kind (default: 10; 0 = all)')
-        sub.add_argument('--workers', type=int, default=num_cores(), help='threads that read images (default: %(default)s)')
+        sub.add_argument(
+            '--max-findings',
+            type=int,
+            default=10,
+            metavar='N',
+            help='findings shown of each kind (default: 10; 0 = all)',
+        )
+        sub.add_argument(
+            '--workers', type=int, default=num_cores(), help='threads that read images (default: %(default)s)'
+        )
         if task == 'det':
             sub.add_argument('--box-only', action='store_true', help='ignore masks: train Faster R-CNN')
         else:
             sub.add_argument('--classes', type=Path, required=True, metavar='FILE', help='class names')
-            sub.add_argument('--void', choices=('auto', VOID_ZERO, VOID_255), default='auto',
-                             help='zero: 0 = void, classes from 1 (ADE20K); 255: 255 = void, classes from 0')
+            sub.add_argument(
+                '--void',
+                choices=('auto', VOID_ZERO, VOID_255),
+                default='auto',
+                help='zero: 0 = void, classes from 1 (ADE20K); 255: 255 = void, classes from 0',
+            )
             sub.add_argument('--mask-suffix', default='.png', help='how mask names end (default: %(default)s)')
     args = parser.parse_args(argv)
     if (args.val_images is None) != (getattr(args, f'val_{"json" if args.task == "det" else "masks"}') is None):
@@ -87,7 +108,11 @@ def check_and_compose(args: argparse.Namespace, findings: Findings) -> tuple[str
     masks += [SegmentationSplit('val', args.val_images, args.val_masks)] if args.val_images else []
     data = check_segmentation(masks, classes, findings, args.void, args.mask_suffix, args.workers, show_progress)
     if not findings.num_errors:
-        print('void: 0 in the masks, classes count from 1' if data.void == VOID_ZERO else 'void: 255 in the masks, classes count from 0')
+        print(
+            'void: 0 in the masks, classes count from 1'
+            if data.void == VOID_ZERO
+            else 'void: 255 in the masks, classes count from 0'
+        )
     leaf = '' if findings.num_errors else segmentation_leaf(args.out, args.base, masks, classes, palette, data)
     return leaf, data.num_train_images
 
@@ -103,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'new_dataset: {error}', file=sys.stderr)
         return 1
     if args.val_images is None:
-        print('no validation data given: the config validates on the training data, which tells nothing about new images')
+        print(
+            'no validation data given: the config validates on the training data, which tells nothing about new images'
+        )
     print('\n'.join([*findings.histogram_lines(), '', *findings.lines(args.max_findings)]))
     print(f'{findings.num_errors} errors, {findings.num_warnings} warnings')
     if config is None:

@@ -43,7 +43,9 @@ def read_curves(work_dir: Path, keys: Sequence[str]) -> dict[str, Curve]:
 
 def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], out: Path) -> None:
     """Saves a row of plots for each key, a column for each run."""
-    figure, axes = plt.subplots(len(keys), len(runs), figsize=(4 * len(runs), 3 * len(keys)), squeeze=False, layout='constrained')
+    figure, axes = plt.subplots(
+        len(keys), len(runs), figsize=(4 * len(runs), 3 * len(keys)), squeeze=False, layout='constrained'
+    )
     for row, key in zip(axes, keys, strict=True):
         for axis, (name, curves) in zip(row, runs.items(), strict=True):
             steps = sorted(curves[key])

@@ -3,8 +3,9 @@
 Run:  python tools/predict.py CONFIG CKPT photos/ --out predictions
       python tools/predict.py CONFIG CKPT a.jpg 'more/**/*.png' --out predictions --score-thr 0.5
 
-Written into --out: overlays/*.png, predictions.json and, for segmentation, label_maps/*.png (0 = first class). Images that cannot
-be read are reported and left out, with exit code 1. In Python: addp_backbone.predict.predictor.predict_images.
+Written into --out: overlays/*.png, predictions.json and, for segmentation, label_maps/*.png (0 = first class). Images
+that cannot be read are reported and left out, with exit code 1. In Python:
+addp_backbone.predict.predictor.predict_images.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('checkpoint', metavar='CKPT', help='its checkpoint')
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders or glob patterns')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for the results')
-    parser.add_argument('--score-thr', type=float, default=DEFAULT_SCORE_THR, metavar='P', help='leave out detections below (default: %(default)s)')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=DEFAULT_SCORE_THR,
+        metavar='P',
+        help='leave out detections below (default: %(default)s)',
+    )
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: the first GPU, or the CPU)')
     args = parser.parse_args(argv)
     if not 0 <= args.score_thr <= 1:
@@ -45,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     args = parse_args(argv)
     try:
-        records = predict_images(args.config, args.checkpoint, args.images, args.out, args.score_thr, args.device, show_progress)
+        records = predict_images(
+            args.config, args.checkpoint, args.images, args.out, args.score_thr, args.device, show_progress
+        )
     except (ValueError, OSError) as error:
         print(f'predict: {error}', file=sys.stderr)
         return 1

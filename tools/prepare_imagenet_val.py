@@ -2,7 +2,8 @@
 
     python tools/prepare_imagenet_val.py data/imagenet/val data/imagenet_val_256
 
-SOURCE is flat or in class folders. A cut run goes on when started again; manifest.json is there once the set is complete.
+SOURCE is flat or in class folders. A cut run goes on when started again; manifest.json is there once the set is
+complete.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('source', type=Path, metavar='SOURCE', help="folder with ImageNet's validation images")
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
     parser.add_argument('--workers', type=int, default=num_cores(), help='processes (default: %(default)s)')
-    parser.add_argument('--size', type=int, default=SIZE_PX, metavar='PX', help='side; others than 256 are not the published protocol')
+    parser.add_argument(
+        '--size', type=int, default=SIZE_PX, metavar='PX', help='side; others than 256 are not the published protocol'
+    )
     return parser.parse_args(argv)
 
 

@@ -3,9 +3,9 @@
     python tools/probe_addp.py pretrain/configs/addp_tiny.py work_dirs/addp_tiny
     python tools/probe_addp.py CONFIG CKPT --num-images 1024 --cfg-options train_dataloader.dataset.data_root=MY/IMAGES
 
-CONFIG is a pre-training config of ADDP that names the tokenizer and the token predictor, CKPT a checkpoint (or work dir) of that training or a
-released file. Images come from the config's training set, with its augmentation, in the same way each time. Printed: cross entropies
-against the token predictor's distribution at masked places, in nats.
+CONFIG is a pre-training config of ADDP that names the tokenizer and the token predictor, CKPT a checkpoint (or work
+dir) of that training or a released file. Images come from the config's training set, with its augmentation, in the same
+way each time. Printed: cross entropies against the token predictor's distribution at masked places, in nats.
 """
 
 from __future__ import annotations
@@ -41,12 +41,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config', help='pre-training config of ADDP')
     parser.add_argument('checkpoint', help="checkpoint of the config's training, its work dir, or a released file")
     parser.add_argument('--num-images', type=int, default=256, metavar='N', help='default: %(default)s')
-    parser.add_argument('--mask-ratio', type=float, default=0.5, metavar='R', help='share of masked places (default: %(default)s)')
+    parser.add_argument(
+        '--mask-ratio', type=float, default=0.5, metavar='R', help='share of masked places (default: %(default)s)'
+    )
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='also write the figures there')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config'
+    )
     args = parser.parse_args(argv)
     if args.num_images < 2 or not 0 < args.mask_ratio <= 1:
-        parser.error(f'--num-images must be at least 2 and --mask-ratio in (0, 1], got {args.num_images} and {args.mask_ratio}')
+        parser.error(
+            f'--num-images must be at least 2 and --mask-ratio in (0, 1], got {args.num_images} and {args.mask_ratio}'
+        )
     return args
 
 
@@ -69,18 +75,22 @@ def batches(images: Tensor, num_tokens: int, ratio: float) -> Iterator[tuple[Ten
 
 def describe(use: EncoderUse) -> str:
     """The table that is printed."""
+
     def share(value: float | None, words: str) -> str:
         return 'no share, as there is next to nothing to learn' if value is None else f'{value:.0%} {words}'
 
     rows = [
-        f'{use.least:7.3f}  the target\'s own entropy: no prediction is better',
+        f"{use.least:7.3f}  the target's own entropy: no prediction is better",
         f'{use.addp:7.3f}  ADDP: {share(use.learned, "of what there is to learn")}',
         f'{use.without_tokens:7.3f}  the tokens hidden from the decoder, the encoder alone: {share(use.learned_by_encoder, "of it")}',
-        f'{use.other_image:7.3f}  the encoder\'s output of another image: {share(use.lost_without_encoder, "of it lost")}',
-        f'{use.most:7.3f}  the mean target at every place: nothing learned']
+        f"{use.other_image:7.3f}  the encoder's output of another image: {share(use.lost_without_encoder, 'of it lost')}",
+        f'{use.most:7.3f}  the mean target at every place: nothing learned',
+    ]
     if use.learned is None:
-        rows.append(f'The token predictor\'s distribution is all but the same everywhere ({use.learnable:.3f} nats between the first and the last '
-                    'figure): nothing can be learned from it. Train the token predictor longer.')
+        rows.append(
+            f"The token predictor's distribution is all but the same everywhere ({use.learnable:.3f} nats between the first and the last "
+            'figure): nothing can be learned from it. Train the token predictor longer.'
+        )
     return '\n'.join(rows)
 
 
@@ -95,9 +105,15 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # CheckpointError and LaunchError are ValueErrors
         print(f'probe_addp: {error}', file=sys.stderr)
         return 1
-    print(f'cross entropy against the target, in nats ({len(images)} images, {args.mask_ratio:.0%} masked)\n{describe(use)}')
+    print(
+        f'cross entropy against the target, in nats ({len(images)} images, {args.mask_ratio:.0%} masked)\n{describe(use)}'
+    )
     if args.out:
-        shares = dict(learned=use.learned, learned_by_encoder=use.learned_by_encoder, lost_without_encoder=use.lost_without_encoder)
+        shares = dict(
+            learned=use.learned,
+            learned_by_encoder=use.learned_by_encoder,
+            lost_without_encoder=use.lost_without_encoder,
+        )
         replace_file(args.out, json.dumps({**asdict(use), **shares}, indent=2) + '\n')
     return 0
 

@@ -3,8 +3,9 @@
     make quickstart            python tools/quickstart.py                  one seed
     make miniature             python tools/quickstart.py --seeds 0 1 2 --pretraining 4 --work-dir work_dirs/miniature
 
-No download, no GPU. Cut off and started again, it goes on where it stopped. Written into --work-dir: results.md, results.json,
-report.html (open it in a browser) and everything that the stages make. Every number is read from an evaluation's own file.
+No download, no GPU. Cut off and started again, it goes on where it stopped. Written into --work-dir: results.md,
+results.json, report.html (open it in a browser) and everything that the stages make. Every number is read from an
+evaluation's own file.
 """
 
 from __future__ import annotations
@@ -35,25 +36,49 @@ MAX_LANES = 4
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes')
-    parser.add_argument('--scale', type=float, default=1.0, help='multiplies images and iterations; 0.01 shows in minutes that it runs')
-    parser.add_argument('--pretraining', type=float, default=1.0, metavar='FACTOR',
-                        help='multiplies the iterations of ADDP (after --scale), and nothing of what is compared')
-    parser.add_argument('--transfer', type=float, default=1.0, metavar='FACTOR',
-                        help='multiplies the iterations of Mask R-CNN and UperNet, from both kinds of weights (after --scale)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='seeds of the transfer trainings (default: 0)')
-    parser.add_argument('--amp', action=argparse.BooleanOptionalAction, default=has_quick_bfloat16(),
-                        help='train in bfloat16 autocast (default: if the CPU has instructions for it)')
+    parser.add_argument(
+        '--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes'
+    )
+    parser.add_argument(
+        '--scale', type=float, default=1.0, help='multiplies images and iterations; 0.01 shows in minutes that it runs'
+    )
+    parser.add_argument(
+        '--pretraining',
+        type=float,
+        default=1.0,
+        metavar='FACTOR',
+        help='multiplies the iterations of ADDP (after --scale), and nothing of what is compared',
+    )
+    parser.add_argument(
+        '--transfer',
+        type=float,
+        default=1.0,
+        metavar='FACTOR',
+        help='multiplies the iterations of Mask R-CNN and UperNet, from both kinds of weights (after --scale)',
+    )
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', default=[0], help='seeds of the transfer trainings (default: 0)'
+    )
+    parser.add_argument(
+        '--amp',
+        action=argparse.BooleanOptionalAction,
+        default=has_quick_bfloat16(),
+        help='train in bfloat16 autocast (default: if the CPU has instructions for it)',
+    )
     args = parser.parse_args(argv)
     factors = args.scale, args.pretraining, args.transfer
     if min(factors) <= 0 or len(set(args.seeds)) != len(args.seeds):
-        parser.error(f'--scale, --pretraining and --transfer must be positive and --seeds differ, got {factors} and {args.seeds}')
+        parser.error(
+            f'--scale, --pretraining and --transfer must be positive and --seeds differ, got {factors} and {args.seeds}'
+        )
     return args
 
 
 def has_quick_bfloat16() -> bool:
     """Whether bfloat16 is the quicker choice: with AVX-512's instructions or AMX, not where it is emulated."""
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    return any(
+        bool(getattr(torch.cpu, name, bool)()) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+    )
 
 
 def run(stages: Sequence[Stage], work: Path) -> str:
@@ -84,8 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = miniature.results()
     table = as_markdown(results)
     minutes = sum(finished_seconds(stage, work) or 0 for stage in stages) / 60
-    notes = [f'{minutes:.1f} minutes of stages, {lanes}; {(time.monotonic() - started) / 60:.1f} minutes in all since this command started. '
-             f'{len(stages)} stages, {"bfloat16" if args.amp else "float32"}, torch {torch.__version__}, {platform.machine()}.']
+    notes = [
+        f'{minutes:.1f} minutes of stages, {lanes}; {(time.monotonic() - started) / 60:.1f} minutes in all since this command started. '
+        f'{len(stages)} stages, {"bfloat16" if args.amp else "float32"}, torch {torch.__version__}, {platform.machine()}.'
+    ]
     replace_file(work / 'results.json', json.dumps(results, indent=2) + '\n')
     replace_file(work / 'results.md', table)
     replace_file(work / 'report.html', make_report(miniature, results, notes))

@@ -5,8 +5,9 @@
     python tools/reproduce.py --init addp=exp/release/addp-vit-base-16.pth --format addp --init mae.pth --format mae --rows top1,ap,miou
     python tools/reproduce.py --model tiny --shapes data/shapes --init work_dirs/addp_tiny --format addp --init random --rows top1,ap,miou
 
-Several machines: --slurm. Started again, it goes on where it stopped: a finished stage is not repeated, a changed command (also another
-number of GPUs) is another stage. WORK_DIR/MODEL/results.json and results.md hold only what finished evaluations wrote.
+Several machines: --slurm. Started again, it goes on where it stopped: a finished stage is not repeated, a changed
+command (also another number of GPUs) is another stage. WORK_DIR/MODEL/results.json and results.md hold only what
+finished evaluations wrote.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument('--dry-run', action='store_true', help='print every command and run none')
     what.add_argument('--table', action='store_true', help='collect and print the table, run nothing')
     what.add_argument('--slurm', action='store_true', help='print a script that submits the stages')
-    parser.add_argument('--sbatch-options', default='', metavar='"..."', help='for every job, e.g. "--partition=gpu --time=72:00:00"')
+    parser.add_argument(
+        '--sbatch-options', default='', metavar='"..."', help='for every job, e.g. "--partition=gpu --time=72:00:00"'
+    )
     parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N', help='under Slurm (default: %(default)s)')
     return parser.parse_args(argv)
 
@@ -44,7 +47,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def show_commands(plan: Plan) -> None:
     """Prints every command."""
     for number, stage in enumerate(plan.stages, 1):
-        print(f'\n# [{number}/{len(plan.stages)}] {stage.name}{", finished" if stage.finished else describe_cost(stage)}')
+        print(
+            f'\n# [{number}/{len(plan.stages)}] {stage.name}{", finished" if stage.finished else describe_cost(stage)}'
+        )
         print(shlex.join(stage.command(sys.executable)))
 
 
@@ -56,8 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         plan = make_plan(settings)
         if args.slurm:
             words = [word for word in (sys.argv[1:] if argv is None else argv) if word != '--slurm']
-            script = submit_script(plan, sys.executable, [sys.executable, str(Path(__file__).resolve()), *words, '--table'],
-                                   args.sbatch_options, args.gpus_per_node)
+            script = submit_script(
+                plan,
+                sys.executable,
+                [sys.executable, str(Path(__file__).resolve()), *words, '--table'],
+                args.sbatch_options,
+                args.gpus_per_node,
+            )
     except RequestError as error:
         print(f'reproduce: {error}', file=sys.stderr)
         return 1
@@ -67,9 +77,15 @@ def main(argv: list[str] | None = None) -> int:
         for problem in problems:
             print(f'reproduce: {problem}', file=sys.stderr)
         hours = sum(stage.cost.gpu_hours for stage in plan.unfinished)
-        print(f'{len(plan.unfinished)} of {len(plan.stages)} stages to run; about {hours:g} GPU hours (estimate)', file=sys.stderr)
+        print(
+            f'{len(plan.unfinished)} of {len(plan.stages)} stages to run; about {hours:g} GPU hours (estimate)',
+            file=sys.stderr,
+        )
         if problems and not args.dry_run:
-            print(f'reproduce: {len(problems)} problems, nothing was started (--dry-run shows the commands)', file=sys.stderr)
+            print(
+                f'reproduce: {len(problems)} problems, nothing was started (--dry-run shows the commands)',
+                file=sys.stderr,
+            )
             return 1
     if args.dry_run or args.slurm:
         show_commands(plan) if args.dry_run else print(script, end='')

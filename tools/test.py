@@ -37,7 +37,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or ``words`` in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint of a training run with this config, or its work dir: the latest checkpoint')
+    parser.add_argument(
+        'checkpoint', help='checkpoint of a training run with this config, or its work dir: the latest checkpoint'
+    )
     parser.add_argument('--out', metavar='F.json', help='file for the metrics, as printed')
     parser.add_argument('--show-dir', metavar='D', help='folder for an overlay of every image')
     return parser.parse_args(words)
@@ -47,9 +49,15 @@ def main(words: list[str] | None = None) -> None:
     """Prepares the config, evaluates, prints and writes the metrics."""
     arguments = parse_arguments(words)
     cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
-    checkpoint = find_latest_checkpoint(arguments.checkpoint) if Path(arguments.checkpoint).is_dir() else Path(arguments.checkpoint)
+    checkpoint = (
+        find_latest_checkpoint(arguments.checkpoint)
+        if Path(arguments.checkpoint).is_dir()
+        else Path(arguments.checkpoint)
+    )
     if checkpoint is None or not checkpoint.is_file():
-        raise LaunchError(f'checkpoint {arguments.checkpoint} does not exist; training writes iter_*.pth into its work dir')
+        raise LaunchError(
+            f'checkpoint {arguments.checkpoint} does not exist; training writes iter_*.pth into its work dir'
+        )
     if arguments.out and not arguments.out.endswith('.json'):
         raise LaunchError(f'--out {arguments.out}: wanted a file that ends in .json')
     if cfg.get('test_dataloader') is None:

@@ -38,10 +38,21 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or ``words`` in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
-                        help='go on from CKPT, or without a value from the latest checkpoint in the work dir')
-    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on CUDA (or optim_wrapper.dtype), bfloat16 on the CPU')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CKPT',
+        help='go on from CKPT, or without a value from the latest checkpoint in the work dir',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 on CUDA (or optim_wrapper.dtype), bfloat16 on the CPU',
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch'
+    )
     return parser.parse_args(words)
 
 
@@ -53,7 +64,11 @@ def main(words: list[str] | None = None) -> None:
         check_data(cfg, split)
     settle_classes(cfg)
     world_size = start_processes(arguments.launcher)
-    table = scale_to_batch(cfg, world_size) if arguments.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable') else None
+    table = (
+        scale_to_batch(cfg, world_size)
+        if arguments.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable')
+        else None
+    )
     if arguments.amp:
         use_amp(cfg, cuda=True)  # fit_to_device turns it into bfloat16 where there is no CUDA
     set_resume(cfg, arguments.resume)
@@ -70,7 +85,9 @@ def scale_to_batch(cfg: Config, world_size: int) -> str:
     """Applies ``--auto-scale-lr``; returns the table for the log."""
     changes = scale_lr(cfg, world_size)
     accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
-    return describe_changes(changes, cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size * world_size * accumulation)
+    return describe_changes(
+        changes, cfg.auto_scale_lr.base_batch_size, cfg.train_dataloader.batch_size * world_size * accumulation
+    )
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """From a pre-training checkpoint to backbone weights: ADDP (published and ours), MAE, MAGE, timm, detectron2's ViTDet.
 
-:func:`convert_state_dict` is a pure function; ``tools/convert_checkpoint.py`` is its command. Every source tensor is mapped or dropped
-for a stated reason; what nobody can explain is an error.
+:func:`convert_state_dict` is a pure function; ``tools/convert_checkpoint.py`` is its command. Every source tensor is
+mapped or dropped for a stated reason; what nobody can explain is an error.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from torch import Tensor
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint, write_atomically
 from addp_backbone.layers.grid import resize_pos_embed
 
-__all__ = ['FORMATS', 'CheckpointError', 'ConversionReport', 'convert_state_dict', 'read_checkpoint', 'unwrap_state_dict',
-           'write_atomically']
+__all__ = [
+    'FORMATS',
+    'CheckpointError',
+    'ConversionReport',
+    'convert_state_dict',
+    'read_checkpoint',
+    'unwrap_state_dict',
+    'write_atomically',
+]
 
 FORMATS = ('addp', 'mae', 'mage', 'timm', 'detectron2')
 WRAPPER_KEYS = ('model', 'state_dict', 'module', 'model_state')
@@ -36,13 +43,17 @@ FROZEN = 'frozen network of pre-training'
 # What a file of each format holds besides the trunk: (pattern of the whole name, reason it is dropped).
 _COMMON_DROPS = ((r'cls_token|reg_token|dist_token', NO_CLS), (r'norm\..+', NO_FINAL_NORM))
 _DROPS: dict[str, tuple[tuple[str, str], ...]] = {
-    'addp': (*_COMMON_DROPS,
-             (r'decoder[_.].+|mask_token|token_emb\..+|mlm_layer\..+|pos_(token|mask)_embed', DECODER),
-             (r'(token_predictor|vqgan|tokenizer)\..+', FROZEN)),
-    'mage': ((r'pos_embed|cls_token', "MAGE's forward does not use it: its blocks saw rows of token_emb"),
-             *_COMMON_DROPS,
-             (r'decoder[_.].+|mask_token|mlm_layer\..+|token_emb\.word_embeddings\..+|token_emb\.position_ids', DECODER),
-             (r'(vqgan|tokenizer)\..+', FROZEN)),
+    'addp': (
+        *_COMMON_DROPS,
+        (r'decoder[_.].+|mask_token|token_emb\..+|mlm_layer\..+|pos_(token|mask)_embed', DECODER),
+        (r'(token_predictor|vqgan|tokenizer)\..+', FROZEN),
+    ),
+    'mage': (
+        (r'pos_embed|cls_token', "MAGE's forward does not use it: its blocks saw rows of token_emb"),
+        *_COMMON_DROPS,
+        (r'decoder[_.].+|mask_token|mlm_layer\..+|token_emb\.word_embeddings\..+|token_emb\.position_ids', DECODER),
+        (r'(vqgan|tokenizer)\..+', FROZEN),
+    ),
     'mae': (*_COMMON_DROPS, (r'decoder_.+|mask_token', DECODER), (r'(head|fc_norm)\..+', HEAD)),
     'timm': (*_COMMON_DROPS, (r'(head|head_dist|fc_norm|attn_pool)\..+', HEAD)),
     'detectron2': ((r'(proposal_generator|roi_heads)\..+|pixel_(mean|std)', DETECTION_HEADS),),
@@ -55,8 +66,10 @@ _REFUSED = (
     (r'norm_pre\..+', 'a norm in front of the blocks'),
     (r'(.+\.)?(rope|rotary)[._].+', 'rotary positions'),
 )
-_TRUNK = re.compile(r'patch_embed\.proj\.(weight|bias)|pos_embed|tokenizer_norm\.(weight|bias)'
-                    r'|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.attn\.rel_pos_[hw]')
+_TRUNK = re.compile(
+    r'patch_embed\.proj\.(weight|bias)|pos_embed|tokenizer_norm\.(weight|bias)'
+    r'|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.attn\.rel_pos_[hw]'
+)
 _CLASSIFIER = re.compile(r'cls_token|norm\.(weight|bias)')  # what a classifier keeps besides the trunk
 _MAGE_CLS_ROW = 1100 - 2025  # of the word embeddings, from their end: the fake class token in front of MAGE's tokens
 _NECK_INDICES = {  # detectron2 numbers a level's layers with a hole where an activation stands, and nests a conv's norm
@@ -88,24 +101,32 @@ class ConversionReport:
     neck_state_dict: dict[str, Tensor] = field(default_factory=dict)
 
 
-def convert_state_dict(state_dict: Mapping[str, Any], format: str = 'auto', img_size: int | None = 256,
-                       patch_size: int | None = 16, keep_cls: bool = False) -> ConversionReport:
+def convert_state_dict(
+    state_dict: Mapping[str, Any],
+    format: str = 'auto',
+    img_size: int | None = 256,
+    patch_size: int | None = 16,
+    keep_cls: bool = False,
+) -> ConversionReport:
     """Converts a checkpoint to the names and shapes of :class:`addp_backbone.ADDPViT`, or of the classifier's ViT.
 
     Args:
-        state_dict: Names and tensors (or numpy arrays), or a checkpoint that has them under ``model`` or ``state_dict``.
+        state_dict: Names and tensors (or numpy arrays), or a checkpoint that has them under ``model`` or
+            ``state_dict``.
         format: One of :data:`FORMATS`, or 'auto' to tell it from the names.
-        img_size: The backbone's ``pretrain_img_size``: position embeddings are resized to its grid. None keeps the source's grid.
-        patch_size: The backbone's patch size: patch embeddings are resampled to it (FlexiViT's pseudo-inverse). None keeps it.
-        keep_cls: For :class:`pretrain.classification.classifier.ClassifierViT`: ``cls_token``, its entry of ``pos_embed`` and the final ``norm`` (if
-            the source has one) stay.
+        img_size: The backbone's ``pretrain_img_size``: position embeddings are resized to its grid. None keeps the
+            source's grid.
+        patch_size: The backbone's patch size: patch embeddings are resampled to it (FlexiViT's pseudo-inverse). None
+            keeps it.
+        keep_cls: For :class:`pretrain.classification.classifier.ClassifierViT`: ``cls_token``, its entry of
+            ``pos_embed`` and the final ``norm`` (if the source has one) stay.
 
     Returns:
         The weights and what became of every tensor. The source is not changed.
 
     Raises:
-        CheckpointError: If the format is unknown, a tensor cannot be explained, has the wrong shape, or belongs to a part that the
-            backbone has no place for.
+        CheckpointError: If the format is unknown, a tensor cannot be explained, has the wrong shape, or belongs to a
+            part that the backbone has no place for.
     """
     tensors = {name: _as_tensor(name, value) for name, value in unwrap_state_dict(state_dict).items()}
     tensors, format = _to_plain_names(tensors, format)
@@ -113,8 +134,10 @@ def convert_state_dict(state_dict: Mapping[str, Any], format: str = 'auto', img_
     for name in tensors:
         refused = next((what for pattern, what in _REFUSED if re.fullmatch(pattern, name)), None)
         if refused:
-            raise CheckpointError(f'{name}: the checkpoint has {refused}, which ADDPViT has no place for; leaving it out would '
-                                  'change the features, so this checkpoint cannot be used')
+            raise CheckpointError(
+                f'{name}: the checkpoint has {refused}, which ADDPViT has no place for; leaving it out would '
+                'change the features, so this checkpoint cannot be used'
+            )
     unexplained = []
     for name, tensor in tensors.items():
         reason = next((why for pattern, why in _DROPS[format] if re.fullmatch(pattern, name)), None)
@@ -130,15 +153,19 @@ def convert_state_dict(state_dict: Mapping[str, Any], format: str = 'auto', img_
         else:
             unexplained.append(name)
     if unexplained:
-        raise CheckpointError(f'{len(unexplained)} tensors have no meaning in format {format!r}: {", ".join(unexplained[:20])}'
-                              f'{" ..." if len(unexplained) > 20 else ""}. Give --format if it was detected wrongly')
+        raise CheckpointError(
+            f'{len(unexplained)} tensors have no meaning in format {format!r}: {", ".join(unexplained[:20])}'
+            f'{" ..." if len(unexplained) > 20 else ""}. Give --format if it was detected wrongly'
+        )
     if format == 'mage':
-        report.notes.append("patch_embed.proj: as in the file, but MAGE never trains it (its encoder reads token ids)")
+        report.notes.append('patch_embed.proj: as in the file, but MAGE never trains it (its encoder reads token ids)')
         report.notes.append('pos_embed <- token_emb.position_embeddings, tokenizer_norm <- token_emb.LayerNorm')
         words = tensors.get('token_emb.word_embeddings.weight', torch.empty(0))
         if keep_cls and len(words) >= -_MAGE_CLS_ROW:
             report.state_dict['cls_token'] = words[_MAGE_CLS_ROW].reshape(1, 1, -1)
-            report.notes.append(f'cls_token <- token_emb.word_embeddings, row {len(words) + _MAGE_CLS_ROW} (the fake class token)')
+            report.notes.append(
+                f'cls_token <- token_emb.word_embeddings, row {len(words) + _MAGE_CLS_ROW} (the fake class token)'
+            )
     _check_trunk(report, keep_cls)
     if not report.missing:
         _resize(report, img_size, patch_size, keep_cls)
@@ -163,8 +190,10 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in WRAPPER_KEYS:
         if isinstance(checkpoint.get(key), Mapping):
             return unwrap_state_dict(checkpoint[key])
-    raise CheckpointError(f'no tensors found: the checkpoint has the keys {sorted(map(str, checkpoint))[:20]}, wanted a state dict, '
-                          f'or one under {", ".join(WRAPPER_KEYS)}')
+    raise CheckpointError(
+        f'no tensors found: the checkpoint has the keys {sorted(map(str, checkpoint))[:20]}, wanted a state dict, '
+        f'or one under {", ".join(WRAPPER_KEYS)}'
+    )
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
@@ -181,12 +210,16 @@ def _to_plain_names(tensors: dict[str, Tensor], format: str) -> tuple[dict[str, 
     prefixes = [name.removesuffix(anchor) for name in tensors if name == anchor or name.endswith('.' + anchor)]
     prefixes = [prefix for prefix in prefixes if 'token_predictor.' not in prefix]
     if not prefixes:
-        raise CheckpointError(f'no ViT found: no tensor is called {anchor} (with or without a prefix); the first names are '
-                              f'{list(tensors)[:5]}')
+        raise CheckpointError(
+            f'no ViT found: no tensor is called {anchor} (with or without a prefix); the first names are '
+            f'{list(tensors)[:5]}'
+        )
     prefix = min(prefixes, key=len)
     wrapper = re.sub(r'(encoder|net)\.$', '', prefix)
-    plain = {name.removeprefix(prefix) if name.startswith(prefix) else name.removeprefix(wrapper): tensor
-             for name, tensor in tensors.items()}
+    plain = {
+        name.removeprefix(prefix) if name.startswith(prefix) else name.removeprefix(wrapper): tensor
+        for name, tensor in tensors.items()
+    }
     if len(plain) != len(tensors):
         raise CheckpointError(f'two tensors get the same name when the prefix {prefix!r} is taken off')
     detected = _detect_format(plain, prefix)
@@ -224,7 +257,10 @@ def _check_trunk(report: ConversionReport, keep_cls: bool) -> None:
     depth = 1 + max(int(name.split('.')[1]) for name in found if name.startswith('blocks.'))
     width = found['blocks.0.attn.qkv.weight'].shape[-1]
     patch = found['patch_embed.proj.weight'].shape[-1] if 'patch_embed.proj.weight' in found else 16
-    shapes: dict[str, tuple[int, ...]] = {'patch_embed.proj.weight': (width, 3, patch, patch), 'patch_embed.proj.bias': (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        'patch_embed.proj.weight': (width, 3, patch, patch),
+        'patch_embed.proj.bias': (width,),
+    }
     if 'tokenizer_norm.weight' in found or 'tokenizer_norm.bias' in found or report.format == 'addp':
         shapes |= {'tokenizer_norm.weight': (width,), 'tokenizer_norm.bias': (width,)}
     if keep_cls:
@@ -232,13 +268,20 @@ def _check_trunk(report: ConversionReport, keep_cls: bool) -> None:
         if 'norm.weight' in found or 'norm.bias' in found or report.format in ('addp', 'mae', 'mage'):
             shapes |= {'norm.weight': (width,), 'norm.bias': (width,)}
     for i in range(depth):
-        for layer, (rows, columns) in {'attn.qkv': (3 * width, width), 'attn.proj': (width, width),
-                                       'mlp.fc1': (4 * width, width), 'mlp.fc2': (width, 4 * width)}.items():
+        for layer, (rows, columns) in {
+            'attn.qkv': (3 * width, width),
+            'attn.proj': (width, width),
+            'mlp.fc1': (4 * width, width),
+            'mlp.fc2': (width, 4 * width),
+        }.items():
             shapes |= {f'blocks.{i}.{layer}.weight': (rows, columns), f'blocks.{i}.{layer}.bias': (rows,)}
         for layer in ('norm1', 'norm2'):
             shapes |= {f'blocks.{i}.{layer}.weight': (width,), f'blocks.{i}.{layer}.bias': (width,)}
-    wrong = [f'{name}: got {tuple(found[name].shape)}, wanted {shape}' for name, shape in shapes.items()
-             if name in found and tuple(found[name].shape) != shape]
+    wrong = [
+        f'{name}: got {tuple(found[name].shape)}, wanted {shape}'
+        for name, shape in shapes.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
     if wrong:
         raise CheckpointError(f'wrong shapes for a ViT {width} wide: {"; ".join(wrong)}')
     report.missing = [name for name in (*shapes, 'pos_embed') if name not in found]
@@ -260,15 +303,19 @@ def _resize(report: ConversionReport, img_size: int | None, patch_size: int | No
     side = math.isqrt(num_entries)
     num_extra = num_entries - side * side
     if pos_embed.shape[-1] != width or side == 0 or num_extra > 2:
-        raise CheckpointError(f'pos_embed: got {tuple(report.state_dict["pos_embed"].shape)}, wanted (1, N, {width}) with N a square '
-                              'number, or one or two more (cls, distillation token)')
+        raise CheckpointError(
+            f'pos_embed: got {tuple(report.state_dict["pos_embed"].shape)}, wanted (1, N, {width}) with N a square '
+            'number, or one or two more (cls, distillation token)'
+        )
     cls, pos_embed = pos_embed[:, :num_extra], pos_embed[:, num_extra:]
     if keep_cls and not num_extra:
         report.notes.append('pos_embed: no entry for cls, so it is 0 (which is what the source adds)')
         cls = torch.zeros_like(pos_embed[:, :1])
     num_dropped = num_extra - keep_cls
     if num_dropped > 0:
-        report.notes.append(f'pos_embed: {num_dropped} entr{"y" if num_dropped == 1 else "ies"} for cls and the like dropped')
+        report.notes.append(
+            f'pos_embed: {num_dropped} entr{"y" if num_dropped == 1 else "ies"} for cls and the like dropped'
+        )
     grid = side if img_size is None else img_size // patch
     if grid != side:
         report.notes.append(f'pos_embed: resized (bicubic) from {side} x {side} to {grid} x {grid}')

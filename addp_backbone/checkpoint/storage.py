@@ -28,9 +28,9 @@ class CheckpointError(ValueError):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU without executing code from it.
 
-    ``.safetensors`` by safetensors; ``.pkl`` (detectron2) by an unpickler that admits numpy arrays and nothing else; anything else by
-    ``torch.load(weights_only=True)``, with ``argparse.Namespace`` and what mmengine's own checkpoints hold (log buffers, numpy
-    scalars) allowed on top of torch's list.
+    ``.safetensors`` by safetensors; ``.pkl`` (detectron2) by an unpickler that admits numpy arrays and nothing else;
+    anything else by ``torch.load(weights_only=True)``, with ``argparse.Namespace`` and what mmengine's own checkpoints
+    hold (log buffers, numpy scalars) allowed on top of torch's list.
 
     Args:
         path: A local file.
@@ -54,11 +54,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
                 checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f'checkpoint {path} is refused: reading it would execute code or make objects that no weights need: '
-                              f'{_first_line(error)}. Ask its author for a safetensors file, or save its state dict alone') from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CheckpointError(f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read, it is truncated or no checkpoint: '
-                              f'{_first_line(error)}. Download or copy it again') from error
+        raise CheckpointError(
+            f'checkpoint {path} is refused: reading it would execute code or make objects that no weights need: '
+            f'{_first_line(error)}. Ask its author for a safetensors file, or save its state dict alone'
+        ) from error
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise CheckpointError(
+            f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read, it is truncated or no checkpoint: '
+            f'{_first_line(error)}. Download or copy it again'
+        ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, wanted a dict of tensors')
     return checkpoint
@@ -94,7 +108,8 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Co
 
     Args:
         module: Backbone or pyramid.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``; an optional ``prefix`` selects the entries that begin with it.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``; an optional ``prefix`` selects the entries that begin
+            with it.
         optional: Names that may be absent from the file and then keep their initial values.
 
     Raises:
@@ -109,20 +124,31 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Co
         first_words = sorted({name.partition('.')[0] for name in tensors})
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         if not tensors:
-            raise CheckpointError(f'{path} has no tensor whose name begins with init_cfg.prefix={prefix!r}; names begin with {first_words}')
+            raise CheckpointError(
+                f'{path} has no tensor whose name begins with init_cfg.prefix={prefix!r}; names begin with {first_words}'
+            )
     own = module.state_dict()
-    wrong = [f'{name}: file {tuple(tensor.shape)}, model {tuple(own[name].shape)}' for name, tensor in tensors.items()
-             if name in own and isinstance(tensor, Tensor) and tensor.shape != own[name].shape]
+    wrong = [
+        f'{name}: file {tuple(tensor.shape)}, model {tuple(own[name].shape)}'
+        for name, tensor in tensors.items()
+        if name in own and isinstance(tensor, Tensor) and tensor.shape != own[name].shape
+    ]
     if wrong:
-        raise CheckpointError(f'{path} does not fit {type(module).__name__}, shapes differ: {"; ".join(wrong)}. Set arch, patch_size, '
-                              'pretrain_img_size (pos_embed) or img_size and window_size (rel_pos) to those of the file')
+        raise CheckpointError(
+            f'{path} does not fit {type(module).__name__}, shapes differ: {"; ".join(wrong)}. Set arch, patch_size, '
+            'pretrain_img_size (pos_embed) or img_size and window_size (rel_pos) to those of the file'
+        )
     missing, unexpected = module.load_state_dict(tensors, strict=False)
     absent = [name for name in missing if name not in optional]
     if absent or unexpected:
         raise CheckpointError(
             f'{path} does not fit {type(module).__name__}. Not in the file: {absent or "none"}. Not in the model: '
-            f'{list(unexpected) or "none"}. Convert a pre-training checkpoint first: {CONVERT_COMMAND}')
-    kept = len(missing) and f', {len(missing)} keep their initial values ({", ".join(sorted({n.rsplit(".", 1)[-1] for n in missing}))})'
+            f'{list(unexpected) or "none"}. Convert a pre-training checkpoint first: {CONVERT_COMMAND}'
+        )
+    kept = (
+        len(missing)
+        and f', {len(missing)} keep their initial values ({", ".join(sorted({n.rsplit(".", 1)[-1] for n in missing}))})'
+    )
     print_log(f'{type(module).__name__}: {len(own) - len(missing)} tensors from {path}{kept or ""}', logger='current')
 
 
@@ -171,7 +197,10 @@ _ALLOWED_GLOBALS: list[Any] = [
     (multiarray.scalar, 'numpy.core.multiarray.scalar'),
     (multiarray.scalar, 'numpy._core.multiarray.scalar'),
     (_encode_latin1, '_codecs.encode'),
-    *(type(np.dtype(name)) for name in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32', 'int64', 'uint8', 'bool')),
+    *(
+        type(np.dtype(name))
+        for name in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32', 'int64', 'uint8', 'bool')
+    ),
 ]
 
 

@@ -45,8 +45,13 @@ class DetectionData:
     num_train_images: int
 
 
-def check_detection(splits: list[DetectionSplit], findings: Findings, num_workers: int = 1, box_only: bool = False,
-                    progress: Progress | None = None) -> DetectionData:
+def check_detection(
+    splits: list[DetectionSplit],
+    findings: Findings,
+    num_workers: int = 1,
+    box_only: bool = False,
+    progress: Progress | None = None,
+) -> DetectionData:
     """Checks a detection data set.
 
     Args:
@@ -70,7 +75,9 @@ def check_detection(splits: list[DetectionSplit], findings: Findings, num_worker
             _check_images(split, loaded[split.name], num_workers, findings, progress)
     _compare_images(splits, loaded, findings)
     first = splits[0].name
-    return DetectionData(tuple(categories.get(first, {}).values()), has_masks, len(loaded.get(first, {'images': []})['images']))
+    return DetectionData(
+        tuple(categories.get(first, {}).values()), has_masks, len(loaded.get(first, {'images': []})['images'])
+    )
 
 
 def split_file(splits: list[DetectionSplit], name: str) -> Path:
@@ -89,7 +96,9 @@ def _load(split: DetectionSplit, findings: Findings) -> dict[str, list[dict[str,
     for key in ('images', 'annotations', 'categories'):
         value = content.get(key) if isinstance(content, dict) else None
         if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
-            findings.error(kind, split.ann_file, '', f'has no list of objects {key!r}: wanted the COCO instances format')
+            findings.error(
+                kind, split.ann_file, '', f'has no list of objects {key!r}: wanted the COCO instances format'
+            )
             return None
     if not content['images'] or not content['annotations']:
         findings.error(kind, split.ann_file, '', 'has no images or no annotations')
@@ -97,10 +106,15 @@ def _load(split: DetectionSplit, findings: Findings) -> dict[str, list[dict[str,
     return _with_needed_keys(split.ann_file, content, findings)
 
 
-def _with_needed_keys(file: Path, content: dict[str, list[dict[str, Any]]], findings: Findings) -> dict[str, list[dict[str, Any]]]:
+def _with_needed_keys(
+    file: Path, content: dict[str, list[dict[str, Any]]], findings: Findings
+) -> dict[str, list[dict[str, Any]]]:
     """Leaves out (and reports) records without the keys that mmdet reads."""
-    needed = {'images': ('id', 'file_name', 'width', 'height'), 'categories': ('id', 'name'),
-              'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area')}
+    needed = {
+        'images': ('id', 'file_name', 'width', 'height'),
+        'categories': ('id', 'name'),
+        'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+    }
     complete: dict[str, list[dict[str, Any]]] = {}
     for key, names in needed.items():
         complete[key] = []
@@ -117,28 +131,47 @@ def _categories(content: dict[str, list[dict[str, Any]]], file: Path, findings: 
     categories: dict[int, str] = {}
     for record in content['categories']:
         if record['id'] in categories or record['name'] in categories.values():
-            findings.error('category twice', file, f'category {record["id"]}', f'id or name {record["name"]!r} occurs before')
+            findings.error(
+                'category twice', file, f'category {record["id"]}', f'id or name {record["name"]!r} occurs before'
+            )
         categories.setdefault(record['id'], str(record['name']))
     if not categories:
         findings.error('annotation file cannot be used', file, '', 'has no categories')
     return categories
 
 
-def _compare_categories(categories: dict[str, dict[int, str]], splits: list[DetectionSplit], findings: Findings) -> None:
+def _compare_categories(
+    categories: dict[str, dict[int, str]], splits: list[DetectionSplit], findings: Findings
+) -> None:
     for split in splits[1:]:
         first, other = categories.get(splits[0].name), categories.get(split.name)
         if first is not None and other is not None and list(first.values()) != list(other.values()):
-            findings.error('categories differ', split.ann_file, 'categories', f'{list(other.values())}, in {splits[0].ann_file}: '
-                           f'{list(first.values())}; names and order must be the same, classes are numbered by them')
+            findings.error(
+                'categories differ',
+                split.ann_file,
+                'categories',
+                f'{list(other.values())}, in {splits[0].ann_file}: '
+                f'{list(first.values())}; names and order must be the same, classes are numbered by them',
+            )
 
 
-def _check_split(split: DetectionSplit, content: dict[str, list[dict[str, Any]]], categories: dict[int, str], has_masks: bool,
-                 findings: Findings) -> None:
+def _check_split(
+    split: DetectionSplit,
+    content: dict[str, list[dict[str, Any]]],
+    categories: dict[int, str],
+    has_masks: bool,
+    findings: Findings,
+) -> None:
     file = split.ann_file
     images: dict[Any, dict[str, Any]] = {}
     for record in content['images']:
         if record['id'] in images:
-            findings.error('image id twice', file, f'image {record["id"]}', f'{record["file_name"]} and {images[record["id"]]["file_name"]}')
+            findings.error(
+                'image id twice',
+                file,
+                f'image {record["id"]}',
+                f'{record["file_name"]} and {images[record["id"]]["file_name"]}',
+            )
         images.setdefault(record['id'], record)
     for name, count in Counter(record['file_name'] for record in content['images']).items():
         if count > 1:
@@ -151,8 +184,12 @@ def _check_split(split: DetectionSplit, content: dict[str, list[dict[str, Any]]]
             findings.error('annotation id twice', file, label, 'ids must be unique')
         seen.add(record['id'])
         if record['category_id'] not in categories:
-            findings.error('category id outside the classes', file, label,
-                           f'category_id {record["category_id"]!r}, there are {sorted(categories)}')
+            findings.error(
+                'category id outside the classes',
+                file,
+                label,
+                f'category_id {record["category_id"]!r}, there are {sorted(categories)}',
+            )
         else:
             histogram[categories[record['category_id']]] += 1
         if record['image_id'] not in images:
@@ -168,13 +205,19 @@ def _check_split(split: DetectionSplit, content: dict[str, list[dict[str, Any]]]
     with_boxes = {record['image_id'] for record in content['annotations']}
     for image_id, record in images.items():
         if image_id not in with_boxes:
-            findings.warn('image without annotation', file, f'image {image_id} ({record["file_name"]})',
-                          'left out of training' if split.name == 'train' else 'every detection in it counts as wrong')
+            findings.warn(
+                'image without annotation',
+                file,
+                f'image {image_id} ({record["file_name"]})',
+                'left out of training' if split.name == 'train' else 'every detection in it counts as wrong',
+            )
 
 
 def _check_box(file: Path, label: str, record: dict[str, Any], image: dict[str, Any], findings: Findings) -> None:
     box, where = record['bbox'], f'{label} of image {image["id"]} ({image["file_name"]})'
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)):
+    if not (
+        isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+    ):
         findings.error('box malformed', file, where, f'bbox {box!r}, wanted [x, y, width, height]')
         return
     x, y, width, height = box
@@ -182,20 +225,32 @@ def _check_box(file: Path, label: str, record: dict[str, Any], image: dict[str, 
         findings.error('box empty or inverted', file, where, f'bbox {box}: width and height must be positive')
         return
     if width < 1 or height < 1 or not record['area'] > 0:
-        findings.warn('box too small', file, where, f'bbox {box}, area {record["area"]}: mmdet ignores boxes under one pixel')
+        findings.warn(
+            'box too small', file, where, f'bbox {box}, area {record["area"]}: mmdet ignores boxes under one pixel'
+        )
     if x >= image['width'] or y >= image['height'] or x + width <= 0 or y + height <= 0:
         findings.error('box outside the image', file, where, f'bbox {box}, image {image["width"]} x {image["height"]}')
-    elif (min(x, y) < -OUTSIDE_TOLERANCE_PX or x + width > image['width'] + OUTSIDE_TOLERANCE_PX
-          or y + height > image['height'] + OUTSIDE_TOLERANCE_PX):
-        findings.warn('box partly outside the image', file, where, f'bbox {box}, image {image["width"]} x {image["height"]}'
-                      + ('; is it [x1, y1, x2, y2]? COCO has [x, y, width, height]' if x < width and y < height else ''))
+    elif (
+        min(x, y) < -OUTSIDE_TOLERANCE_PX
+        or x + width > image['width'] + OUTSIDE_TOLERANCE_PX
+        or y + height > image['height'] + OUTSIDE_TOLERANCE_PX
+    ):
+        findings.warn(
+            'box partly outside the image',
+            file,
+            where,
+            f'bbox {box}, image {image["width"]} x {image["height"]}'
+            + ('; is it [x1, y1, x2, y2]? COCO has [x, y, width, height]' if x < width and y < height else ''),
+        )
 
 
 def _has_mask(record: dict[str, Any]) -> bool:
     return bool(record.get('segmentation'))
 
 
-def _check_segmentation(file: Path, label: str, record: dict[str, Any], image: dict[str, Any], findings: Findings) -> None:
+def _check_segmentation(
+    file: Path, label: str, record: dict[str, Any], image: dict[str, Any], findings: Findings
+) -> None:
     where, mask = f'{label} of image {image["id"]} ({image["file_name"]})', record.get('segmentation')
     if not mask:
         findings.error('box without mask', file, where, 'other boxes have masks: complete them, or give --box-only')
@@ -204,34 +259,64 @@ def _check_segmentation(file: Path, label: str, record: dict[str, Any], image: d
         if len(bad) == len(mask):
             findings.error('mask malformed', file, where, 'no polygon has three corners or more (x, y, x, y, ...)')
         elif bad:
-            findings.warn('polygon ignored', file, where, f'{len(bad)} of {len(mask)} polygons have fewer than three corners')
+            findings.warn(
+                'polygon ignored', file, where, f'{len(bad)} of {len(mask)} polygons have fewer than three corners'
+            )
     elif isinstance(mask, dict):
         size, counts = mask.get('size'), mask.get('counts')
         if not isinstance(counts, (list, str)) or size != [image['height'], image['width']]:
-            findings.error('mask malformed', file, where, f'run-length code of size {size}, wanted counts and size '
-                           f'[{image["height"]}, {image["width"]}]')
+            findings.error(
+                'mask malformed',
+                file,
+                where,
+                f'run-length code of size {size}, wanted counts and size [{image["height"]}, {image["width"]}]',
+            )
     else:
         findings.error('mask malformed', file, where, f'a {type(mask).__name__}, wanted polygons or a run-length code')
 
 
-def _check_images(split: DetectionSplit, content: dict[str, list[dict[str, Any]]], num_workers: int, findings: Findings,
-                  progress: Progress | None) -> None:
+def _check_images(
+    split: DetectionSplit,
+    content: dict[str, list[dict[str, Any]]],
+    num_workers: int,
+    findings: Findings,
+    progress: Progress | None,
+) -> None:
     records = content['images']
-    infos: Iterable[ImageInfo] = bounded_map(inspect_image, (split.image_dir / str(r['file_name']) for r in records), num_workers)
+    infos: Iterable[ImageInfo] = bounded_map(
+        inspect_image, (split.image_dir / str(r['file_name']) for r in records), num_workers
+    )
     for record, info in zip(records, progress(infos, len(records)) if progress else infos, strict=True):
         path = split.image_dir / str(record['file_name'])
         if info.error:
-            findings.error('image missing' if info.error == 'does not exist' else 'image unreadable', path,
-                           f'image {record["id"]} of {split.ann_file.name}', info.error)
+            findings.error(
+                'image missing' if info.error == 'does not exist' else 'image unreadable',
+                path,
+                f'image {record["id"]} of {split.ann_file.name}',
+                info.error,
+            )
         elif (record['width'], record['height']) != (info.width, info.height):
-            hint = '; its EXIF orientation turns it: boxes and masks must be those of the turned image' if info.transposed else ''
-            findings.error('image size differs', path, f'image {record["id"]} of {split.ann_file.name}',
-                           f'file {info.width} x {info.height}, JSON {record["width"]} x {record["height"]}{hint}')
+            hint = (
+                '; its EXIF orientation turns it: boxes and masks must be those of the turned image'
+                if info.transposed
+                else ''
+            )
+            findings.error(
+                'image size differs',
+                path,
+                f'image {record["id"]} of {split.ann_file.name}',
+                f'file {info.width} x {info.height}, JSON {record["width"]} x {record["height"]}{hint}',
+            )
 
 
-def _compare_images(splits: list[DetectionSplit], loaded: dict[str, dict[str, list[dict[str, Any]]]], findings: Findings) -> None:
-    paths = {split.name: {(split.image_dir / str(r['file_name'])).resolve() for r in loaded[split.name]['images']}
-             for split in splits if split.name in loaded}
+def _compare_images(
+    splits: list[DetectionSplit], loaded: dict[str, dict[str, list[dict[str, Any]]]], findings: Findings
+) -> None:
+    paths = {
+        split.name: {(split.image_dir / str(r['file_name'])).resolve() for r in loaded[split.name]['images']}
+        for split in splits
+        if split.name in loaded
+    }
     if 'train' in paths and 'val' in paths:
         for path in sorted(paths['train'] & paths['val']):
             findings.warn('image in train and val', path, '', 'results on it tell nothing about new images')

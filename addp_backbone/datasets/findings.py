@@ -89,7 +89,7 @@ class Findings:
         lines = []
         for (level, kind), entries in groups.items():
             lines.append(f'{level.upper()} {kind} ({len(entries)})')
-            shown = entries[:max_per_kind or None]
+            shown = entries[: max_per_kind or None]
             lines += [f'  {entry}' for entry in shown]
             if len(shown) < len(entries):
                 lines.append(f'  ... and {len(entries) - len(shown)} more (--max-findings 0 lists all)')
@@ -154,7 +154,9 @@ def read_mask(path: Path) -> NDArray[np.generic]:
     try:
         with Image.open(path) as image:
             if image.mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
-                raise ValueError(f'has colours (mode {image.mode}), wanted one channel of class ids: convert the colours to ids first')
+                raise ValueError(
+                    f'has colours (mode {image.mode}), wanted one channel of class ids: convert the colours to ids first'
+                )
             return np.asarray(image)
     except UnidentifiedImageError:
         raise ValueError('is not an image') from None

@@ -30,7 +30,7 @@ num_classes = {num_classes}
 
 model = dict({model})
 '''
-DETECTION_DATA = '''
+DETECTION_DATA = """
 train_dataloader = dict(
     dataset=dict(
         metainfo=metainfo,
@@ -46,15 +46,15 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file={val_ann_path!r})
 test_evaluator = val_evaluator
-'''
-WITHOUT_MASKS = '''
+"""
+WITHOUT_MASKS = """
 train_dataloader['dataset']['pipeline'] = [
     dict(step, with_mask=False) if 'with_mask' in step else step
     for step in _base_.train_dataloader.dataset.pipeline
 ]
 val_evaluator['metric'] = 'bbox'
-'''
-SEGMENTATION_DATA = '''
+"""
+SEGMENTATION_DATA = """
 masks_and_images = dict(
     type='BaseSegDataset',
     metainfo=metainfo,
@@ -75,7 +75,7 @@ val_dataloader = dict(
             img_path={val_img!r},
             seg_map_path={val_masks!r})))
 test_dataloader = val_dataloader
-'''
+"""
 
 
 def detection_leaf(out: Path, base: Path, splits: list[DetectionSplit], data: DetectionData) -> str:
@@ -83,8 +83,8 @@ def detection_leaf(out: Path, base: Path, splits: list[DetectionSplit], data: De
 
     Args:
         out: Where it will be.
-        base: Config to inherit from. For data without masks its Faster R-CNN sibling is taken, or, where there is none, the
-            leaf itself takes the masks out.
+        base: Config to inherit from. For data without masks its Faster R-CNN sibling is taken, or, where there is none,
+            the leaf itself takes the masks out.
         splits: The training split first; the last is for validation.
         data: From :func:`addp_backbone.datasets.coco.check_detection`.
 
@@ -100,7 +100,9 @@ def detection_leaf(out: Path, base: Path, splits: list[DetectionSplit], data: De
     config = load_base(base, 'roi_head', 'a detector with a RoI head, as det_configs/addp_base_maskrcnn.py')
     with_masks = config.model.roi_head.get('mask_head') is not None
     if data.has_masks and not with_masks:
-        raise ValueError(f'base config {base} has no mask head, but the data has masks: choose a Mask R-CNN base, or give --box-only')
+        raise ValueError(
+            f'base config {base} has no mask head, but the data has masks: choose a Mask R-CNN base, or give --box-only'
+        )
     heads = [_set_num_classes(config.model.roi_head.bbox_head, 'bbox_head', 'roi_head.')]
     model = []
     if data.has_masks:
@@ -112,16 +114,26 @@ def detection_leaf(out: Path, base: Path, splits: list[DetectionSplit], data: De
     train, val = splits[0], splits[-1]
     root = _common_root([path for split in splits for path in (split.ann_file, split.image_dir)])
     text = DETECTION_DATA.format(
-        train_ann=_below(root, train.ann_file), train_img=_below(root, train.image_dir), val_ann=_below(root, val.ann_file),
-        val_img=_below(root, val.image_dir), val_ann_path=str(val.ann_file.resolve()))
+        train_ann=_below(root, train.ann_file),
+        train_img=_below(root, train.image_dir),
+        val_ann=_below(root, val.ann_file),
+        val_img=_below(root, val.image_dir),
+        val_ann_path=str(val.ann_file.resolve()),
+    )
     if with_masks and not data.has_masks:
         text += WITHOUT_MASKS
     what = f'{len(data.classes)} classes, detection' + ('' if data.has_masks else ' without masks')
     return _header(out, base, what, data.num_train_images, root, list(data.classes), None, model) + text
 
 
-def segmentation_leaf(out: Path, base: Path, splits: list[SegmentationSplit], classes: list[str],
-                      palette: list[list[int]] | None, data: SegmentationData) -> str:
+def segmentation_leaf(
+    out: Path,
+    base: Path,
+    splits: list[SegmentationSplit],
+    classes: list[str],
+    palette: list[list[int]] | None,
+    data: SegmentationData,
+) -> str:
     """Composes the leaf config of a segmentation data set.
 
     Args:
@@ -141,17 +153,33 @@ def segmentation_leaf(out: Path, base: Path, splits: list[SegmentationSplit], cl
     config = load_base(base, 'decode_head', 'a segmentor, as seg_configs/addp_base_upernet.py')
     steps = [step for loader in (config.train_dataloader, config.val_dataloader) for step in loader.dataset.pipeline]
     if any(step.get('reduce_zero_label') is not None for step in steps):
-        raise ValueError(f'base config {base} sets reduce_zero_label in its pipelines: leave it to the data set, which knows its masks')
-    model = [_set_num_classes(config.model[name], name, '') for name in ('decode_head', 'auxiliary_head') if config.model.get(name)]
+        raise ValueError(
+            f'base config {base} sets reduce_zero_label in its pipelines: leave it to the data set, which knows its masks'
+        )
+    model = [
+        _set_num_classes(config.model[name], name, '')
+        for name in ('decode_head', 'auxiliary_head')
+        if config.model.get(name)
+    ]
     train, val = splits[0], splits[-1]
     root = _common_root([path for split in splits for path in (split.image_dir, split.mask_dir)])
     void_is_zero = data.void == VOID_ZERO
     text = SEGMENTATION_DATA.format(
-        reduce_zero_label=void_is_zero, img_suffix=data.img_suffix, mask_suffix=data.mask_suffix,
+        reduce_zero_label=void_is_zero,
+        img_suffix=data.img_suffix,
+        mask_suffix=data.mask_suffix,
         convention='masks: 0 = void, classes from 1' if void_is_zero else 'masks: 255 = void, classes from 0',
-        train_img=_below(root, train.image_dir), train_masks=_below(root, train.mask_dir),
-        val_img=_below(root, val.image_dir), val_masks=_below(root, val.mask_dir))
-    return _header(out, base, f'{len(classes)} classes, segmentation', data.num_train_images, root, classes, palette, model) + text
+        train_img=_below(root, train.image_dir),
+        train_masks=_below(root, train.mask_dir),
+        val_img=_below(root, val.image_dir),
+        val_masks=_below(root, val.mask_dir),
+    )
+    return (
+        _header(
+            out, base, f'{len(classes)} classes, segmentation', data.num_train_images, root, classes, palette, model
+        )
+        + text
+    )
 
 
 def write_leaf(out: Path, text: str) -> Config:
@@ -200,7 +228,9 @@ def load_base(base: Path, needed: str, wanted: str) -> Config:
     if needed not in config.get('model', {}):
         raise ValueError(f'base config {base} has no model.{needed}: wanted {wanted}')
     if 'dataset' in config.train_dataloader.dataset:
-        raise ValueError(f'base config {base} wraps its data set in {config.train_dataloader.dataset.type}: choose a base without a wrapper')
+        raise ValueError(
+            f'base config {base} wraps its data set in {config.train_dataloader.dataset.type}: choose a base without a wrapper'
+        )
     return config
 
 
@@ -209,8 +239,10 @@ def schedule_hint(config: Mapping[str, Any], num_train_images: int) -> str:
     max_iters, batch = config['train_cfg'].get('max_iters'), config['train_dataloader']['batch_size']
     if not max_iters:
         return f'schedule: {config["train_cfg"].get("max_epochs")} epochs'
-    return (f'schedule: {max_iters} iterations x {batch} images a process = {max_iters * batch / num_train_images:.0f} passes over '
-            f'{num_train_images} images; for another length --cfg-options train_cfg.max_iters=N')
+    return (
+        f'schedule: {max_iters} iterations x {batch} images a process = {max_iters * batch / num_train_images:.0f} passes over '
+        f'{num_train_images} images; for another length --cfg-options train_cfg.max_iters=N'
+    )
 
 
 def _set_num_classes(head: Any, name: str, parent: str) -> str:
@@ -226,18 +258,39 @@ def _call(opening: str, arguments: list[str], indent: int) -> str:
     return f'{opening}(\n' + ',\n'.join(pad + argument for argument in arguments) + ')'
 
 
-def _header(out: Path, base: Path, what: str, num_images: int, root: Path, classes: list[str], palette: list[list[int]] | None,
-            model: list[str]) -> str:
+def _header(
+    out: Path,
+    base: Path,
+    what: str,
+    num_images: int,
+    root: Path,
+    classes: list[str],
+    palette: list[list[int]] | None,
+    model: list[str],
+) -> str:
     repository = Path(__file__).resolve().parents[2]
     out, base = out.resolve(), base.resolve()
-    inside = repository in out.parents and repository in base.parents  # then paths are relative, and the leaf can be committed
+    inside = (
+        repository in out.parents and repository in base.parents
+    )  # then paths are relative, and the leaf can be committed
     colors = [tuple(color) for color in palette] if palette else class_palette(len(classes))
-    metainfo = ['metainfo = dict(', *_wrapped('classes', [repr(name) for name in classes]),
-                *_wrapped('palette', [repr(color) for color in colors]), ')']
+    metainfo = [
+        'metainfo = dict(',
+        *_wrapped('classes', [repr(name) for name in classes]),
+        *_wrapped('palette', [repr(color) for color in colors]),
+        ')',
+    ]
     return HEADER.format(
-        name=out.stem, what=what, num_images=num_images, path=os.path.relpath(out, repository) if inside else out,
-        base=Path(os.path.relpath(base, out.parent)).as_posix() if inside else base.as_posix(), root=str(root),
-        metainfo='\n'.join(metainfo), num_classes=len(classes), model=''.join(f'\n    {item},' for item in model)[:-1])
+        name=out.stem,
+        what=what,
+        num_images=num_images,
+        path=os.path.relpath(out, repository) if inside else out,
+        base=Path(os.path.relpath(base, out.parent)).as_posix() if inside else base.as_posix(),
+        root=str(root),
+        metainfo='\n'.join(metainfo),
+        num_classes=len(classes),
+        model=''.join(f'\n    {item},' for item in model)[:-1],
+    )
 
 
 def _wrapped(name: str, items: list[str]) -> list[str]:

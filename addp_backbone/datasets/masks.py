@@ -70,7 +70,9 @@ def read_classes(path: Path) -> tuple[list[str], list[list[int]] | None]:
     """
     try:
         text = path.read_text(encoding='utf-8')
-        content = json.loads(text) if path.suffix == '.json' else [line.strip() for line in text.splitlines() if line.strip()]
+        content = (
+            json.loads(text) if path.suffix == '.json' else [line.strip() for line in text.splitlines() if line.strip()]
+        )
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f'{path}: cannot be read as a class list: {error}') from error
     names, palette = (content.get('classes'), content.get('palette')) if isinstance(content, dict) else (content, None)
@@ -80,14 +82,23 @@ def read_classes(path: Path) -> tuple[list[str], list[list[int]] | None]:
     if twice:
         raise ValueError(f'{path}: class names occur twice: {twice}')
     if not 2 <= len(names) <= MAX_CLASSES:
-        raise ValueError(f'{path}: {len(names)} classes, wanted 2 to {MAX_CLASSES} (one object class needs the background as second)')
+        raise ValueError(
+            f'{path}: {len(names)} classes, wanted 2 to {MAX_CLASSES} (one object class needs the background as second)'
+        )
     if palette is not None and (len(palette) != len(names) or not all(len(color) == 3 for color in palette)):
         raise ValueError(f'{path}: palette must have one [r, g, b] for each of the {len(names)} classes')
     return names, palette
 
 
-def check_segmentation(splits: list[SegmentationSplit], classes: list[str], findings: Findings, void: str = 'auto',
-                       mask_suffix: str = '.png', num_workers: int = 1, progress: Progress | None = None) -> SegmentationData:
+def check_segmentation(
+    splits: list[SegmentationSplit],
+    classes: list[str],
+    findings: Findings,
+    void: str = 'auto',
+    mask_suffix: str = '.png',
+    num_workers: int = 1,
+    progress: Progress | None = None,
+) -> SegmentationData:
     """Checks a segmentation data set.
 
     Args:
@@ -106,7 +117,11 @@ def check_segmentation(splits: list[SegmentationSplit], classes: list[str], find
     pixels: dict[tuple[str, Path], NDArray[np.int64]] = {}
     num_images = {}
     for split in splits:
-        names = sorted(p.relative_to(split.image_dir).as_posix() for p in split.image_dir.rglob(f'*{img_suffix}')) if img_suffix else []
+        names = (
+            sorted(p.relative_to(split.image_dir).as_posix() for p in split.image_dir.rglob(f'*{img_suffix}'))
+            if img_suffix
+            else []
+        )
         num_images[split.name] = len(names)
         _report_stray_masks(split, {name.removesuffix(img_suffix) for name in names}, mask_suffix, findings)
         inspect = partial(_inspect_pair, split, img_suffix, mask_suffix)
@@ -147,7 +162,12 @@ def _image_suffix(splits: list[SegmentationSplit], findings: Findings) -> str:
             suffixes += found
     if len(suffixes) > 1:
         listed = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common())
-        findings.error('images with several endings', splits[0].image_dir, '', f'{listed}: mmseg reads one; convert or rename the others')
+        findings.error(
+            'images with several endings',
+            splits[0].image_dir,
+            '',
+            f'{listed}: mmseg reads one; convert or rename the others',
+        )
     return suffixes.most_common(1)[0][0] if suffixes else ''
 
 
@@ -159,9 +179,16 @@ def _inspect_pair(split: SegmentationSplit, img_suffix: str, mask_suffix: str, n
     except ValueError as error:
         return _Pair(image, mask, info, mask_error=str(error))
     if values.min(initial=0) < 0 or values.max(initial=0) >= NUM_VALUES:
-        return _Pair(image, mask, info, mask_error=f'has values from {values.min()} to {values.max()}, wanted class ids')
-    return _Pair(image, mask, info, mask_size=(values.shape[1], values.shape[0]),
-                 counts=np.bincount(values.ravel().astype(np.int64)))
+        return _Pair(
+            image, mask, info, mask_error=f'has values from {values.min()} to {values.max()}, wanted class ids'
+        )
+    return _Pair(
+        image,
+        mask,
+        info,
+        mask_size=(values.shape[1], values.shape[0]),
+        counts=np.bincount(values.ravel().astype(np.int64)),
+    )
 
 
 def _report_pair(pair: _Pair, findings: Findings) -> None:
@@ -172,8 +199,17 @@ def _report_pair(pair: _Pair, findings: Findings) -> None:
         findings.error(kind, pair.mask, f'mask of {pair.image.name}', pair.mask_error)
     elif not pair.info.error and pair.mask_size != (pair.info.width, pair.info.height):
         assert pair.mask_size
-        findings.error('mask size differs', pair.mask, f'mask of {pair.image.name}', 'mask {} x {}, image {} x {}{}'.format(
-            *pair.mask_size, pair.info.width, pair.info.height, ' (turned by its EXIF orientation)' if pair.info.transposed else ''))
+        findings.error(
+            'mask size differs',
+            pair.mask,
+            f'mask of {pair.image.name}',
+            'mask {} x {}, image {} x {}{}'.format(
+                *pair.mask_size,
+                pair.info.width,
+                pair.info.height,
+                ' (turned by its EXIF orientation)' if pair.info.transposed else '',
+            ),
+        )
 
 
 def _report_stray_masks(split: SegmentationSplit, stems: set[str], mask_suffix: str, findings: Findings) -> None:
@@ -188,32 +224,51 @@ def _detect_void(counts: list[NDArray[np.int64]], num_classes: int, where: Path,
     if not present or num_classes in present:
         return VOID_ZERO
     if 0 not in present and 255 not in present and max(present) < num_classes:
-        findings.error('void convention unclear', where, 'all masks', f'values {min(present)} to {max(present)} of {num_classes} classes fit '
-                       'both: give --void zero (0 = void, classes from 1) or --void 255 (255 = void, classes from 0)')
+        findings.error(
+            'void convention unclear',
+            where,
+            'all masks',
+            f'values {min(present)} to {max(present)} of {num_classes} classes fit '
+            'both: give --void zero (0 = void, classes from 1) or --void 255 (255 = void, classes from 0)',
+        )
     elif max(present - {255}, default=0) < num_classes - 1:
-        findings.warn('void convention guessed', where, 'all masks', f'the largest value is {max(present - {255}, default=0)}: classes are taken '
-                      'to be numbered from 0; if 0 is void, give --void zero')
+        findings.warn(
+            'void convention guessed',
+            where,
+            'all masks',
+            f'the largest value is {max(present - {255}, default=0)}: classes are taken '
+            'to be numbered from 0; if 0 is void, give --void zero',
+        )
     return VOID_255
 
 
-def _check_values(pixels: dict[tuple[str, Path], NDArray[np.int64]], classes: list[str], void: str, findings: Findings) -> None:
+def _check_values(
+    pixels: dict[tuple[str, Path], NDArray[np.int64]], classes: list[str], void: str, findings: Findings
+) -> None:
     first = 1 if void == VOID_ZERO else 0
     allowed = np.zeros(NUM_VALUES, bool)
-    allowed[first:first + len(classes)] = True
+    allowed[first : first + len(classes)] = True
     allowed[[0, 255] if void == VOID_ZERO else [255]] = True
     totals: dict[str, NDArray[np.int64]] = {}
     for (split, mask), counts in pixels.items():
-        outside = np.flatnonzero(counts * ~allowed[:len(counts)])
+        outside = np.flatnonzero(counts * ~allowed[: len(counts)])
         if len(outside):
             listed = ', '.join(f'{value} ({counts[value]} px)' for value in outside[:5])
-            findings.error('ids outside the classes', mask, '', f'{listed}; wanted {first} to {first + len(classes) - 1}, void '
-                           + ('0' if void == VOID_ZERO else '255'))
-        labelled = np.pad(counts, (0, max(0, first + len(classes) - len(counts))))[first:first + len(classes)]
+            findings.error(
+                'ids outside the classes',
+                mask,
+                '',
+                f'{listed}; wanted {first} to {first + len(classes) - 1}, void '
+                + ('0' if void == VOID_ZERO else '255'),
+            )
+        labelled = np.pad(counts, (0, max(0, first + len(classes) - len(counts))))[first : first + len(classes)]
         if not labelled.any():
             findings.warn('mask all void', mask, '', 'no pixel of any class')
         totals[split] = totals.get(split, 0) + labelled
     for split, total in totals.items():
-        findings.histogram[split] = {name: float(n) for name, n in zip(classes, total / max(total.sum(), 1), strict=True)}
+        findings.histogram[split] = {
+            name: float(n) for name, n in zip(classes, total / max(total.sum(), 1), strict=True)
+        }
         for name, n in zip(classes, total, strict=True):
             if not n:
                 findings.warn('class without pixels', split, f'class {name!r}', 'occurs in no mask')

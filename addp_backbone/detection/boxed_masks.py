@@ -1,7 +1,8 @@
 """Instance masks that keep each object's box only, in place of a bitmap of the whole image for every object.
 
-At 1024 px a bitmap takes 1 MB an object, most of it zeros, which a data loader would fill, copy, and send from process to process.
-mmdet sees the ``BitmapMasks`` it knows: ``masks`` builds the bitmaps when something asks for them, which Mask R-CNN never does.
+At 1024 px a bitmap takes 1 MB an object, most of it zeros, which a data loader would fill, copy, and send from process
+to process. mmdet sees the ``BitmapMasks`` it knows: ``masks`` builds the bitmaps when something asks for them, which
+Mask R-CNN never does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class BoxedMasks(BitmapMasks):
     """Bitmap masks stored as one cut-out an object.
 
     Args:
-        cutouts: (h, w) uint8 arrays of 0 and 1, one an object; everything outside is 0. Of an empty mask, an array without elements.
+        cutouts: (h, w) uint8 arrays of 0 and 1, one an object; everything outside is 0. Of an empty mask, an array
+            without elements.
         corners: (N, 2) int, x and y of the cut-outs' top left pixels. They lie in the image.
         height: Of the image in pixels.
         width: Of the image in pixels.
@@ -39,7 +41,7 @@ class BoxedMasks(BitmapMasks):
         """(N, height, width) uint8, built anew each time."""
         bitmaps = np.zeros((len(self), self.height, self.width), dtype=np.uint8)
         for bitmap, cutout, (x, y) in zip(bitmaps, self.cutouts, self.corners, strict=True):
-            bitmap[y:y + cutout.shape[0], x:x + cutout.shape[1]] = cutout
+            bitmap[y : y + cutout.shape[0], x : x + cutout.shape[1]] = cutout
         return bitmaps
 
     @property
@@ -64,12 +66,20 @@ class BoxedMasks(BitmapMasks):
             return super().pad(out_shape, pad_val)
         return BoxedMasks(self.cutouts, self.corners, *out_shape)
 
-    def crop_and_resize(self, bboxes: np.ndarray | Tensor, out_shape: tuple[int, int], inds: np.ndarray | Tensor, device: str = 'cpu',
-                        interpolation: str = 'bilinear', binarize: bool = True) -> BitmapMasks:
+    def crop_and_resize(
+        self,
+        bboxes: np.ndarray | Tensor,
+        out_shape: tuple[int, int],
+        inds: np.ndarray | Tensor,
+        device: str = 'cpu',
+        interpolation: str = 'bilinear',
+        binarize: bool = True,
+    ) -> BitmapMasks:
         """Cuts a box out of an object's mask for every pair of both; the mask head's targets.
 
-        ``BitmapMasks`` pools from as many bitmaps of the whole image as there are boxes, in float32: 512 MB for 128 boxes at 1024 px. Here
-        each object's cut-out is pooled from by all its boxes. Only coordinates are rounded otherwise, by about 1e-4 px.
+        ``BitmapMasks`` pools from as many bitmaps of the whole image as there are boxes, in float32: 512 MB for 128
+        boxes at 1024 px. Here each object's cut-out is pooled from by all its boxes. Only coordinates are rounded
+        otherwise, by about 1e-4 px.
 
         Args:
             bboxes: (K, 4) float x1, y1, x2, y2 in the image.
@@ -127,17 +137,21 @@ def decode_segmentation(segmentation: list | dict, height: int, width: int) -> t
         width: Of the image in pixels.
 
     Returns:
-        (h, w) uint8 cut-out and the x and y of its top left pixel; None if the segmentation is not valid (no polygon with three
-        corners, no RLE).
+        (h, w) uint8 cut-out and the x and y of its top left pixel; None if the segmentation is not valid (no polygon
+        with three corners, no RLE).
     """
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(polygon) >= MIN_NUMBERS and len(polygon) % 2 == 0]
         return _draw_polygons(polygons, height, width) if polygons else None
     if not isinstance(segmentation.get('counts'), list | str) or segmentation.get('size') is None:
         return None
-    rle = mask_codec.frPyObjects(segmentation, height, width) if isinstance(segmentation['counts'], list) else segmentation
+    rle = (
+        mask_codec.frPyObjects(segmentation, height, width)
+        if isinstance(segmentation['counts'], list)
+        else segmentation
+    )
     x, y, w, h = (int(value) for value in mask_codec.toBbox(rle))
-    return mask_codec.decode(rle)[y:y + h, x:x + w], x, y
+    return mask_codec.decode(rle)[y : y + h, x : x + w], x, y
 
 
 def _draw_polygons(polygons: list[list[float]], height: int, width: int) -> tuple[np.ndarray, int, int]:
@@ -147,14 +161,19 @@ def _draw_polygons(polygons: list[list[float]], height: int, width: int) -> tupl
     left, top = min(max(int(min(xs)), 0), width - 1), min(max(int(min(ys)), 0), height - 1)
     canvas = min(max(int(max(ys)) + 2, top + 1), height), min(max(int(max(xs)) + 2, left + 1), width)
     rles = mask_codec.frPyObjects(polygons, *canvas)
-    return mask_codec.decode(_without_left(rles[0] if len(rles) == 1 else mask_codec.merge(rles), left))[top:], left, top
+    return (
+        mask_codec.decode(_without_left(rles[0] if len(rles) == 1 else mask_codec.merge(rles), left))[top:],
+        left,
+        top,
+    )
 
 
 def _without_left(rle: dict, num_columns: int) -> dict:
     """The RLE without empty columns at its left: they all lie in its first run, for runs go down the columns.
 
-    A number in ``counts`` is a string of characters from 48 on, of five bits each, lowest first; bit 6 says that more follow, and the
-    highest of the five bits in the last character is the sign. Only from the fourth on are numbers differences, so that the first may change.
+    A number in ``counts`` is a string of characters from 48 on, of five bits each, lowest first; bit 6 says that more
+    follow, and the highest of the five bits in the last character is the sign. Only from the fourth on are numbers
+    differences, so that the first may change.
     """
     height, width = rle['size']
     run, length, more = 0, 0, 32

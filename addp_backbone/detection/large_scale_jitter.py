@@ -1,8 +1,9 @@
 """Large-scale jitter (LSJ) for detection in one step: random flip, random size, random crop, with masks.
 
-It gives what mmdet's ``LoadAnnotations``, ``RandomFlip``, ``RandomResize``, ``RandomCrop`` and ``FilterAnnotations`` give one after
-another, from the same draws of numpy's global generator, but does no work on what the crop throws away: it draws size and place
-first, decodes the masks of objects in the crop only, each within its box, and resizes the part of the image up to the crop's end.
+It gives what mmdet's ``LoadAnnotations``, ``RandomFlip``, ``RandomResize``, ``RandomCrop`` and ``FilterAnnotations``
+give one after another, from the same draws of numpy's global generator, but does no work on what the crop throws away:
+it draws size and place first, decodes the masks of objects in the crop only, each within its box, and resizes the part
+of the image up to the crop's end.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from mmengine.registry import TRANSFORMS
 class LargeScaleJitter:
     """Flips an image at random, resizes it to a random scale with its aspect ratio, and cuts a random place out if it is too large.
 
-    Equal to mmdet's steps: boxes, labels, flags, masks, and the image. Boxes are made anew from the cropped masks (ViTDet); without
-    masks they are the clipped ones. Objects outside the crop go; an image that lost all objects stays, as a negative.
+    Equal to mmdet's steps: boxes, labels, flags, masks, and the image. Boxes are made anew from the cropped masks
+    (ViTDet); without masks they are the clipped ones. Objects outside the crop go; an image that lost all objects
+    stays, as a negative.
 
-    Reads ``img`` (H, W, C) and ``instances``. Writes ``img`` (h, w, C; a view of an array in C, h, w order, which is how
-    ``PackDetInputs`` wants it), ``img_shape``, ``scale_factor``, ``flip``, ``flip_direction``, ``gt_bboxes``, ``gt_bboxes_labels``,
-    ``gt_ignore_flags``, and with masks ``gt_masks`` (:class:`~addp_backbone.detection.boxed_masks.BoxedMasks`).
+    Reads ``img`` (H, W, C) and ``instances``. Writes ``img`` (h, w, C; a view of an array in C, h, w order, which is
+    how ``PackDetInputs`` wants it), ``img_shape``, ``scale_factor``, ``flip``, ``flip_direction``, ``gt_bboxes``,
+    ``gt_bboxes_labels``, ``gt_ignore_flags``, and with masks ``gt_masks``
+    (:class:`~addp_backbone.detection.boxed_masks.BoxedMasks`).
 
     Args:
         scale: Width and height in pixels into which the image fits at ratio 1.
@@ -34,8 +37,15 @@ class LargeScaleJitter:
         min_box_px: Boxes not wider and higher than this are dropped.
     """
 
-    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float], crop_size: tuple[int, int], flip_prob: float = 0.5,
-                 with_mask: bool = True, min_box_px: float = 1e-2) -> None:
+    def __init__(
+        self,
+        scale: tuple[int, int],
+        ratio_range: tuple[float, float],
+        crop_size: tuple[int, int],
+        flip_prob: float = 0.5,
+        with_mask: bool = True,
+        min_box_px: float = 1e-2,
+    ) -> None:
         low, high = ratio_range
         if not 0 < low <= high:
             raise ValueError(f'ratio_range is {ratio_range}, wanted (smallest, largest) with 0 < smallest <= largest')
@@ -48,19 +58,30 @@ class LargeScaleJitter:
         """Applies the step to one sample."""
         height, width = results['img'].shape[:2]
         flip, (new_w, new_h), (x, y, w, h) = self._draw(height, width)
-        results['img'] = _crop_of_resized(cv2.flip(results['img'], 1) if flip else results['img'], (new_w, new_h), (x, y, w, h))
-        results.update(img_shape=(h, w), scale_factor=(new_w / width, new_h / height), flip=flip,
-                       flip_direction='horizontal' if flip else None)
-        self._add_objects(results, _nearest(new_w, width)[x:x + w], _nearest(new_h, height)[y:y + h], (height, width), (x, y))
+        results['img'] = _crop_of_resized(
+            cv2.flip(results['img'], 1) if flip else results['img'], (new_w, new_h), (x, y, w, h)
+        )
+        results.update(
+            img_shape=(h, w),
+            scale_factor=(new_w / width, new_h / height),
+            flip=flip,
+            flip_direction='horizontal' if flip else None,
+        )
+        self._add_objects(
+            results, _nearest(new_w, width)[x : x + w], _nearest(new_h, height)[y : y + h], (height, width), (x, y)
+        )
         return results
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(scale={self.scale}, ratio_range={self.ratio_range}, crop_size={self.crop_size}, '
-                f'flip_prob={self.flip_prob}, with_mask={self.with_mask}, min_box_px={self.min_box_px})')
+        return (
+            f'{type(self).__name__}(scale={self.scale}, ratio_range={self.ratio_range}, crop_size={self.crop_size}, '
+            f'flip_prob={self.flip_prob}, with_mask={self.with_mask}, min_box_px={self.min_box_px})'
+        )
 
     def _draw(self, height: int, width: int) -> tuple[bool, tuple[int, int], tuple[int, int, int, int]]:
         """Whether to flip, the resized image's width and height, and the crop's x, y, width and height in it."""
         from mmcv import rescale_size
+
         flip = bool(np.random.random_sample() < self.flip_prob)
         low, high = self.ratio_range
         ratio = np.random.random_sample() * (high - low) + low
@@ -70,12 +91,19 @@ class LargeScaleJitter:
         x = int(np.random.randint(0, new_w - w + 1))
         return flip, (new_w, new_h), (x, y, w, h)
 
-    def _add_objects(self, results: dict[str, Any], columns: np.ndarray, rows: np.ndarray, size: tuple[int, int],
-                     corner: tuple[int, int]) -> None:
+    def _add_objects(
+        self,
+        results: dict[str, Any],
+        columns: np.ndarray,
+        rows: np.ndarray,
+        size: tuple[int, int],
+        corner: tuple[int, int],
+    ) -> None:
         """Adds boxes, labels, flags and masks of the objects in the crop, whose pixels are ``columns`` and ``rows`` of the flipped source."""
         from mmdet.structures.bbox import HorizontalBoxes
 
         from addp_backbone.detection.boxed_masks import BoxedMasks
+
         instances = results.get('instances', [])
         boxes = HorizontalBoxes(np.array([instance['bbox'] for instance in instances], dtype=np.float32).reshape(-1, 4))
         if results['flip']:
@@ -92,7 +120,9 @@ class LargeScaleJitter:
             cutouts = [_cutout(instance, columns, rows, size, results['flip']) for instance in instances]
             ignored = [flag or cutout is None for flag, cutout in zip(ignored, cutouts, strict=True)]
             found = [cutout or _NOTHING for cutout in cutouts]
-            masks = BoxedMasks([pixels for pixels, _ in found], np.array([place for _, place in found]), *results['img_shape'])
+            masks = BoxedMasks(
+                [pixels for pixels, _ in found], np.array([place for _, place in found]), *results['img_shape']
+            )
             boxes = HorizontalBoxes(masks.boxes())
         keep = ((boxes.widths > self.min_box_px) & (boxes.heights > self.min_box_px)).numpy()
         results['gt_bboxes'] = boxes[keep]
@@ -113,8 +143,8 @@ def _nearest(new_length: int, length: int) -> np.ndarray:
 def _crop_of_resized(image: np.ndarray, new_size: tuple[int, int], crop: tuple[int, int, int, int]) -> np.ndarray:
     """The crop (x, y, width, height) of the image bilinearly resized to ``new_size``; a view of (C, h, w) memory.
 
-    Source pixels beyond the crop's lower right end are left out, and two more keep the border's interpolation as it was. Those before
-    its beginning stay: without them OpenCV's sampling places would shift by a fraction of a pixel.
+    Source pixels beyond the crop's lower right end are left out, and two more keep the border's interpolation as it
+    was. Those before its beginning stay: without them OpenCV's sampling places would shift by a fraction of a pixel.
     """
     (new_w, new_h), (x, y, w, h) = new_size, crop
     height, width = image.shape[:2]
@@ -124,7 +154,7 @@ def _crop_of_resized(image: np.ndarray, new_size: tuple[int, int], crop: tuple[i
         resized = cv2.resize(image[:end_y, :end_x], None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_LINEAR)
     else:
         resized = cv2.resize(image, new_size, interpolation=cv2.INTER_LINEAR)
-    resized = resized[y:y + h, x:x + w]
+    resized = resized[y : y + h, x : x + w]
     if resized.ndim == 2:
         return resized
     planes = np.empty((resized.shape[2], h, w), dtype=resized.dtype)
@@ -132,14 +162,18 @@ def _crop_of_resized(image: np.ndarray, new_size: tuple[int, int], crop: tuple[i
     return planes.transpose(1, 2, 0)
 
 
-def _cutout(instance: dict[str, Any], columns: np.ndarray, rows: np.ndarray, size: tuple[int, int],
-            flip: bool) -> tuple[np.ndarray, tuple[int, int]] | None:
+def _cutout(
+    instance: dict[str, Any], columns: np.ndarray, rows: np.ndarray, size: tuple[int, int], flip: bool
+) -> tuple[np.ndarray, tuple[int, int]] | None:
     """An object's pixels in the crop, cut to their box, and the box's x and y; None if its segmentation is not valid."""
     from addp_backbone.detection.boxed_masks import decode_segmentation
+
     height, width = size
     if 'mask' not in instance:
-        raise KeyError('an object has no segmentation, wanted polygons or RLE; for data with boxes only set with_mask=False in '
-                       'LargeScaleJitter and take a Faster R-CNN config')
+        raise KeyError(
+            'an object has no segmentation, wanted polygons or RLE; for data with boxes only set with_mask=False in '
+            'LargeScaleJitter and take a Faster R-CNN config'
+        )
     decoded = decode_segmentation(instance['mask'], height, width)
     if decoded is None:
         return None
@@ -154,4 +188,4 @@ def _cutout(instance: dict[str, Any], columns: np.ndarray, rows: np.ndarray, siz
         return _NOTHING
     pixels = np.take(np.take(source, columns[x:x_end] - left, axis=1), rows[y:y_end] - top, axis=0)
     box_x, box_y, box_w, box_h = cv2.boundingRect(pixels)  # rows and columns at the border may be empty now
-    return np.ascontiguousarray(pixels[box_y:box_y + box_h, box_x:box_x + box_w]), (int(x) + box_x, int(y) + box_y)
+    return np.ascontiguousarray(pixels[box_y : box_y + box_h, box_x : box_x + box_w]), (int(x) + box_x, int(y) + box_y)

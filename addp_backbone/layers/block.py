@@ -1,7 +1,7 @@
 """The transformer layers that the backbone, the ADDP encoder and decoder and the token predictor share.
 
-Parameter names are those of timm's ViT (``attn.qkv``, ``attn.proj``, ``mlp.fc1`` ...), so that checkpoints load by name.
-Shapes: B images, N tokens, C width, h heads, D head width.
+Parameter names are those of timm's ViT (``attn.qkv``, ``attn.proj``, ``mlp.fc1`` ...), so that checkpoints load by
+name. Shapes: B images, N tokens, C width, h heads, D head width.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class PatchEmbed(nn.Module):
         if H % self.patch_size or W % self.patch_size:
             raise ValueError(
                 f'image height and width must be multiples of the patch size {self.patch_size}, got {H} x {W}: '
-                f'set pad_size_divisor={self.patch_size} in the data preprocessor (or size_divisor in mmseg)')
+                f'set pad_size_divisor={self.patch_size} in the data preprocessor (or size_divisor in mmseg)'
+            )
         return self.proj(images).permute(0, 2, 3, 1)
 
 
@@ -73,22 +74,24 @@ class ChannelLayerNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, optionally within windows and with decomposed relative positions.
 
-    Relative positions add ``q . R_h[row offset] + q . R_w[column offset]`` to each logit (ViTDet, MViTv2), without ever making
-    an N x N tensor. On a CPU :func:`addp_backbone.layers.cpu_attention.relative_attention` does it in blocks. Elsewhere, and with
-    dropout, fused attention does: the two terms become extra columns of the queries, which the keys pick with one-hot columns.
-    Without them two bytes on a CPU go to :func:`addp_backbone.layers.block_attention.block_attention`, all else is fused.
+    Relative positions add ``q . R_h[row offset] + q . R_w[column offset]`` to each logit (ViTDet, MViTv2), without ever
+    making an N x N tensor. On a CPU :func:`addp_backbone.layers.cpu_attention.relative_attention` does it in blocks.
+    Elsewhere, and with dropout, fused attention does: the two terms become extra columns of the queries, which the keys
+    pick with one-hot columns. Without them two bytes on a CPU go to
+    :func:`addp_backbone.layers.block_attention.block_attention`, all else is fused.
 
     Args:
         width: Channels of a token.
         num_heads: Number of heads.
         dropout: Dropout on attention weights and on the output.
         window_size: Side of the windows attended within; 0 for the whole map.
-        rel_pos_size: None for no relative positions; else the number of places along an axis that the (zero-initialised)
-            tables are made for. Other sizes interpolate the tables.
+        rel_pos_size: None for no relative positions; else the number of places along an axis that the
+            (zero-initialised) tables are made for. Other sizes interpolate the tables.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, window_size: int = 0,
-                 rel_pos_size: int | None = None) -> None:
+    def __init__(
+        self, width: int, num_heads: int, dropout: float = 0.0, window_size: int = 0, rel_pos_size: int | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
@@ -124,13 +127,19 @@ class Attention(nn.Module):
 
     def _attend_in_blocks(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """(B, N, C) -> (B, N, C), windows or the whole map. A place of padding has zeros, hence the bias, as queries, keys and values."""
-        assert grid is not None and self.rel_pos_h is not None and self.rel_pos_w is not None, 'relative positions need the grid'
+        assert grid is not None and self.rel_pos_h is not None and self.rel_pos_w is not None, (
+            'relative positions need the grid'
+        )
         B, N, C = x.shape
         heads = self.num_heads, C // self.num_heads
-        row_table, col_table = (relative_positions(table, self.window_size or length) for table, length in
-                                zip((self.rel_pos_h, self.rel_pos_w), grid, strict=True))
+        row_table, col_table = (
+            relative_positions(table, self.window_size or length)
+            for table, length in zip((self.rel_pos_h, self.rel_pos_w), grid, strict=True)
+        )
         qkv = self.qkv(x).view(B, *grid, 3, *heads)
-        return relative_attention(qkv, self.qkv.bias.view(3, *heads), row_table, col_table, self.window_size).view(B, N, C)
+        return relative_attention(qkv, self.qkv.bias.view(3, *heads), row_table, col_table, self.window_size).view(
+            B, N, C
+        )
 
     def _attend_in_windows(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C). ViTDet pads *before* the qkv layer: padding is zeros before its bias is added."""
@@ -156,7 +165,9 @@ class Attention(nn.Module):
             q, k, v = self._append_relative_positions(q * scale, k, v, q, grid)
             scale = 1.0
         p = self.dropout if self.training else 0.0
-        if p and q.device.type == 'cpu':  # where fused attention would keep all weights too, in float32, and draw the mask slowly
+        if (
+            p and q.device.type == 'cpu'
+        ):  # where fused attention would keep all weights too, in float32, and draw the mask slowly
             out = dropout((q * scale @ k.transpose(-2, -1)).softmax(-1), p) @ v
         elif q.device.type == 'cpu' and q.element_size() == 2:
             out = block_attention(q, k, v, scale)
@@ -164,8 +175,9 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=scale)
         return out[..., :D].transpose(1, 2).reshape(B, N, C3 // 3)
 
-    def _append_relative_positions(self, q_scaled: Tensor, k: Tensor, v: Tensor, q: Tensor,
-                                   grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _append_relative_positions(
+        self, q_scaled: Tensor, k: Tensor, v: Tensor, q: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Appends H + W columns (padded to a multiple of 8, as fused kernels want) to queries, keys and values."""
         assert self.rel_pos_h is not None and self.rel_pos_w is not None
         B, heads, N, D = q.shape
@@ -198,8 +210,15 @@ class Block(nn.Module):
         rel_pos_size: See :class:`Attention`.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, drop_path: float = 0.0, window_size: int = 0,
-                 rel_pos_size: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        window_size: int = 0,
+        rel_pos_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, num_heads, dropout, window_size, rel_pos_size)

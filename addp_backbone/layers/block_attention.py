@@ -51,7 +51,9 @@ class _BlockAttention(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             q, k, v, grad = (x.flatten(0, 1) for x in (ctx.saved_tensors[0] * ctx.scale, *ctx.saved_tensors[1:], grad))
             grad_q = torch.empty_like(q)
-            grad_k, grad_v = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))  # sums of blocks
+            grad_k, grad_v = (
+                torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v)
+            )  # sums of blocks
             for heads, rows in _blocks(q):
                 queries, grads = q[heads, rows], grad[heads, rows]
                 weights = _weights(queries, k[heads])
@@ -60,7 +62,12 @@ class _BlockAttention(torch.autograd.Function):
                 grad_v[heads] += torch.bmm(weights.mT, grads)
                 grad_k[heads] += torch.bmm(grad_logits.mT, queries)
                 grad_q[heads, rows] = torch.bmm(grad_logits, k[heads])
-            return grad_q.mul_(ctx.scale).view(shape), grad_k.to(k.dtype).view(shape), grad_v.to(v.dtype).view(shape), None
+            return (
+                grad_q.mul_(ctx.scale).view(shape),
+                grad_k.to(k.dtype).view(shape),
+                grad_v.to(v.dtype).view(shape),
+                None,
+            )
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:

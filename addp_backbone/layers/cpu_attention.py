@@ -1,11 +1,13 @@
 """Attention with decomposed relative positions on a CPU, in blocks of queries, forward and backward.
 
-The logit of query and key is ``q . k / sqrt(D) + q . R_h[row offset] + q . R_w[column offset]`` (ViTDet, MViTv2). A block of it is
-small enough for the processor's cache, and the backward pass computes it again, so that neither pass ever holds an N x N tensor
-and nothing but the queries, keys, values and the output is kept in between. Windows are cut from the map one at a time, so
-neither a padded nor a partitioned copy of the map is made, and padding asks nothing: it is only seen.
+The logit of query and key is ``q . k / sqrt(D) + q . R_h[row offset] + q . R_w[column offset]`` (ViTDet, MViTv2). A
+block of it is small enough for the processor's cache, and the backward pass computes it again, so that neither pass
+ever holds an N x N tensor and nothing but the queries, keys, values and the output is kept in between. Windows are cut
+from the map one at a time, so neither a padded nor a partitioned copy of the map is made, and padding asks nothing: it
+is only seen.
 
-Shapes: B images, (H, W) grid, N = H * W, h heads, D head width; of a region (a window or the whole map): Q queries, K keys.
+Shapes: B images, (H, W) grid, N = H * W, h heads, D head width; of a region (a window or the whole map): Q queries, K
+keys.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Bytes of a block of logits. The forward pass holds one, the backward pass a few, which have to stay in the cache; matrix
-# products in two bytes are so quick that a block must be larger to be worth its calls.
+# Bytes of a block of logits. The forward pass holds one, the backward pass a few, which have to stay in the cache;
+# matrix products in two bytes are so quick that a block must be larger to be worth its calls.
 _FORWARD_BLOCK = 2**23
 _BACKWARD_BLOCK = {2: 2**21, 4: 2**20, 8: 2**20}  # by the bytes of a number
 
@@ -37,21 +39,26 @@ def relative_attention(qkv: Tensor, padding: Tensor, row_table: Tensor, col_tabl
     Args:
         qkv: (B, H, W, 3, h, D), queries, keys and values.
         padding: (3, h, D), those of a place of padding, which completes the windows at the bottom and on the right.
-        row_table: (S, S, D), for query row and key row within a region the embedding of their offset; S is the window's size, or H.
+        row_table: (S, S, D), for query row and key row within a region the embedding of their offset; S is the window's
+            size, or H.
         col_table: (S, S, D), the same for columns; S is the window's size, or W.
         window_size: Side of the windows, in places; 0 for the whole map.
 
     Returns:
         (B, H, W, h, D) in the precision of ``qkv``.
     """
-    return _RelativeAttention.apply(qkv, padding.to(qkv.dtype), row_table.to(qkv.dtype), col_table.to(qkv.dtype), window_size)
+    return _RelativeAttention.apply(
+        qkv, padding.to(qkv.dtype), row_table.to(qkv.dtype), col_table.to(qkv.dtype), window_size
+    )
 
 
 class _RelativeAttention(torch.autograd.Function):
     """See :func:`relative_attention`; all tensors have one precision."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, padding: Tensor, row_table: Tensor, col_table: Tensor, window_size: int) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, padding: Tensor, row_table: Tensor, col_table: Tensor, window_size: int
+    ) -> Tensor:
         out = torch.empty_like(qkv[:, :, :, 0])
         with torch.autocast('cpu', enabled=False):
             for region in _regions(qkv, window_size):
@@ -63,9 +70,15 @@ class _RelativeAttention(torch.autograd.Function):
                 for head in blocks(heads, _FORWARD_BLOCK // (row_bytes * num_rows)):
                     for rows in blocks(num_rows, _FORWARD_BLOCK // (row_bytes * (head.stop - head.start))):
                         place = head, rows
-                        bias = row_terms[place][..., None] + col_terms[place][..., None, :]  # (heads, rows, cols, key rows, key cols)
-                        block = F.scaled_dot_product_attention(q[place].flatten(1, 2)[None], k[head][None], v[head][None],
-                                                               attn_mask=bias.flatten(3).flatten(1, 2)[None])
+                        bias = (
+                            row_terms[place][..., None] + col_terms[place][..., None, :]
+                        )  # (heads, rows, cols, key rows, key cols)
+                        block = F.scaled_dot_product_attention(
+                            q[place].flatten(1, 2)[None],
+                            k[head][None],
+                            v[head][None],
+                            attn_mask=bias.flatten(3).flatten(1, 2)[None],
+                        )
                         target[place] = block[0].unflatten(1, (-1, num_cols))
         ctx.save_for_backward(qkv, padding, row_table, col_table, out)
         ctx.window_size = window_size
@@ -94,8 +107,9 @@ class _RelativeAttention(torch.autograd.Function):
         return grad_qkv, grad_padding, grad_row_table, grad_col_table, None
 
 
-def _region_backward(q: Tensor, k: Tensor, v: Tensor, terms: tuple[Tensor, Tensor], grad: Tensor,
-                     mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _region_backward(
+    q: Tensor, k: Tensor, v: Tensor, terms: tuple[Tensor, Tensor], grad: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of a region's queries (without the terms' share), keys and values; *overwrites* the terms with theirs.
 
     Args:
@@ -111,7 +125,9 @@ def _region_backward(q: Tensor, k: Tensor, v: Tensor, terms: tuple[Tensor, Tenso
     kt, vt = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
     row_terms, col_terms = (term.flatten(1, 2) for term in terms)
     gq = torch.empty_like(scaled)
-    gk, gv = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))  # sums of many blocks
+    gk, gv = (
+        torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v)
+    )  # sums of many blocks
     block = _BACKWARD_BLOCK[q.itemsize] // q.itemsize // k.shape[1]  # pairs of head and query
     for queries in blocks(num_rows * num_cols, block):
         for head in blocks(heads, block // (queries.stop - queries.start)):
@@ -144,7 +160,9 @@ def _regions(qkv: Tensor, window_size: int) -> Iterator[_Region]:
     for image in range(B):
         for top in range(0, H, height):
             for left in range(0, W, width):
-                yield _Region((image, slice(top, min(top + height, H)), slice(left, min(left + width, W))), (height, width))
+                yield _Region(
+                    (image, slice(top, min(top + height, H)), slice(left, min(left + width, W))), (height, width)
+                )
 
 
 def _cut(qkv: Tensor, padding: Tensor, region: _Region) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +171,7 @@ def _cut(qkv: Tensor, padding: Tensor, region: _Region) -> tuple[Tensor, Tensor,
     height, width = region.key_grid
     if k.shape[1:3] != (height, width):
         whole = padding[1:, :, None, None].repeat(1, 1, height, width, 1)
-        whole[:, :, :k.shape[1], :k.shape[2]] = torch.stack((k, v))
+        whole[:, :, : k.shape[1], : k.shape[2]] = torch.stack((k, v))
         k, v = whole
     return q.contiguous(), k.flatten(1, 2).contiguous(), v.flatten(1, 2).contiguous()
 
@@ -170,8 +188,10 @@ def _merge(gq: Tensor, gk: Tensor, gv: Tensor, region: _Region, grad_padding: Te
 def _terms(q: Tensor, row_table: Tensor, col_table: Tensor) -> tuple[Tensor, Tensor]:
     """What rows and columns add to the logits: (h, rows, cols, key rows) and (h, rows, cols, key cols)."""
     _, num_rows, num_cols, _ = q.shape
-    return (torch.einsum('hrcd,rkd->hrck', q, row_table[:num_rows]).contiguous(),
-            torch.einsum('hrcd,ckd->hrck', q, col_table[:num_cols]).contiguous())
+    return (
+        torch.einsum('hrcd,rkd->hrck', q, row_table[:num_rows]).contiguous(),
+        torch.einsum('hrcd,ckd->hrck', q, col_table[:num_cols]).contiguous(),
+    )
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:

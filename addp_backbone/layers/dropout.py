@@ -12,8 +12,8 @@ _STEPS = 2**16  # a draw decides between as many; probabilities are rounded to t
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zeroes each element with probability p and scales the others, so that the mean stays.
 
-    On a CPU the mask is made of 16 random bits an element (from torch's global generator) and p is rounded to 1 / 65536;
-    elsewhere this is ``torch.nn.functional.dropout``.
+    On a CPU the mask is made of 16 random bits an element (from torch's global generator) and p is rounded to 1 /
+    65536; elsewhere this is ``torch.nn.functional.dropout``.
 
     Args:
         x: Any float tensor.
@@ -27,8 +27,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != 'cpu' or threshold == _STEPS:
         return F.dropout(x, p)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)  # four draws in each
-    kept = words.view(torch.int16)[:x.numel()].view(x.shape) >= threshold - _STEPS // 2
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four draws in each
+    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - _STEPS // 2
     return (x * kept).mul_(_STEPS / (_STEPS - threshold))
 
 

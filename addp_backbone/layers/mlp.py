@@ -16,8 +16,8 @@ from addp_backbone.layers.dropout import Dropout
 class Mlp(TimmMlp):
     """``fc2(gelu(fc1(x)))``, with dropout behind each of both layers.
 
-    Without dropout GELU's output, four times as wide as a token, is not kept but computed again in the backward pass: the same
-    values and gradients, and for ViT-B at 1024 px a peak of 2.63 GB instead of 3.11.
+    Without dropout GELU's output, four times as wide as a token, is not kept but computed again in the backward pass:
+    the same values and gradients, and for ViT-B at 1024 px a peak of 2.63 GB instead of 3.11.
 
     Args:
         width: Channels of a token.

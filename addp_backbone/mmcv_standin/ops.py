@@ -1,8 +1,8 @@
 """A torchvision-backed stand-in for mmcv's compiled ops: what Mask R-CNN needs, and a clear error for the rest.
 
-mmcv without compiled ops has no ``mmcv._ext``, and ``import mmdet`` then fails. ``import addp_backbone`` (or installing the
-project, see :mod:`addp_backbone.mmcv_standin.finder`) makes ``mmcv._ext`` this module's three ops. Compiled ops, where there are any,
-take precedence. ``python tools/doctor.py`` tells which are in use.
+mmcv without compiled ops has no ``mmcv._ext``, and ``import mmdet`` then fails. ``import addp_backbone`` (or installing
+the project, see :mod:`addp_backbone.mmcv_standin.finder`) makes ``mmcv._ext`` this module's three ops. Compiled ops,
+where there are any, take precedence. ``python tools/doctor.py`` tells which are in use.
 """
 
 from __future__ import annotations
@@ -37,13 +37,25 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         NotImplementedError: If ``offset`` is not 0.
     """
     if offset != 0:
-        raise NotImplementedError(f'nms: the torchvision stand-in serves offset=0, got offset={offset}; {_how_to_compile()}')
+        raise NotImplementedError(
+            f'nms: the torchvision stand-in serves offset=0, got offset={offset}; {_how_to_compile()}'
+        )
     return torchvision_nms(boxes.float(), scores.float(), iou_threshold)
 
 
-def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor,
-                      aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int,
-                      aligned: bool) -> None:
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """RoIAlign with average pooling, written into ``output``.
 
     Args:
@@ -67,9 +79,19 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
     output.copy_(pooled)
 
 
-def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor,
-                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
-                       pool_mode: int, aligned: bool) -> None:
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Gradient of :func:`roi_align_forward` with respect to ``input``, added to ``grad_input`` (zeros when mmcv calls).
 
     Raises:
@@ -80,8 +102,15 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
         return
     dtype = _pooling_dtype(grad_output)
     grad = torch.ops.torchvision._roi_align_backward(
-        grad_output.to(dtype), rois.to(dtype), spatial_scale, aligned_height, aligned_width, *grad_input.shape,
-        sampling_ratio, aligned)
+        grad_output.to(dtype),
+        rois.to(dtype),
+        spatial_scale,
+        aligned_height,
+        aligned_width,
+        *grad_input.shape,
+        sampling_ratio,
+        aligned,
+    )
     grad_input.add_(grad)
 
 
@@ -106,6 +135,7 @@ def ops_in_use() -> str:
     if importlib.util.find_spec('mmcv') is None or importlib.util.find_spec('mmcv._ext') is None:
         return 'none'
     import mmcv._ext as extension
+
     return 'torchvision stand-in' if getattr(extension, STAND_IN_FLAG, False) is True else 'compiled'
 
 
@@ -115,22 +145,27 @@ def _unserved_op(name: str) -> Callable[..., NoReturn]:
         raise AttributeError(name)
 
     def unserved(*args: object, **kwargs: object) -> NoReturn:
-        raise NotImplementedError(f'mmcv op {name!r} is not compiled, and the torchvision stand-in serves only '
-                                  f'{", ".join(SERVED_OPS)}; {_how_to_compile()}')
+        raise NotImplementedError(
+            f'mmcv op {name!r} is not compiled, and the torchvision stand-in serves only '
+            f'{", ".join(SERVED_OPS)}; {_how_to_compile()}'
+        )
 
     unserved.__name__ = name
     return unserved
 
 
 def _how_to_compile() -> str:
-    return ('to compile all ops: MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary onedl-mmcv --force-reinstall '
-            '--no-deps onedl-mmcv (needs a C++ compiler, about 12 minutes, and a torch version that mmcv supports)')
+    return (
+        'to compile all ops: MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary onedl-mmcv --force-reinstall '
+        '--no-deps onedl-mmcv (needs a C++ compiler, about 12 minutes, and a torch version that mmcv supports)'
+    )
 
 
 def _check_pool_mode(pool_mode: int) -> None:
     if pool_mode != AVERAGE_POOLING:
-        raise NotImplementedError(f'roi_align: the torchvision stand-in serves pool_mode=1 (average), got {pool_mode}; '
-                                  f'{_how_to_compile()}')
+        raise NotImplementedError(
+            f'roi_align: the torchvision stand-in serves pool_mode=1 (average), got {pool_mode}; {_how_to_compile()}'
+        )
 
 
 def _pooling_dtype(tensor: Tensor) -> torch.dtype:
@@ -138,8 +173,9 @@ def _pooling_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
 
 
-def _pool(features: Tensor, rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int,
-          aligned: bool) -> Tensor:
+def _pool(
+    features: Tensor, rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Tensor:
     dtype = _pooling_dtype(features)
     with torch.autocast(features.device.type, enabled=False):
         return torchvision_roi_align(features.to(dtype), rois.to(dtype), size, spatial_scale, sampling_ratio, aligned)

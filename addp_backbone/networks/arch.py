@@ -1,7 +1,7 @@
 """The sizes of every ViT in this repository, and what follows from them.
 
-A config says ``arch='base'``; width, depth, heads, global-attention blocks and the blocks UperNet taps are derived here,
-so that no other file types them again.
+A config says ``arch='base'``; width, depth, heads, global-attention blocks and the blocks UperNet taps are derived
+here, so that no other file types them again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class Arch:
         if min(self.width, self.depth, self.num_heads) < 1:
             raise ValueError(f'width, depth and num_heads must be at least 1, got {self}')
         if self.width % self.num_heads:
-            raise ValueError(f'width must be a multiple of num_heads, got {self}: '
-                             f'{self.width} / {self.num_heads} is no whole number')
+            raise ValueError(
+                f'width must be a multiple of num_heads, got {self}: {self.width} / {self.num_heads} is no whole number'
+            )
 
     @property
     def global_attn_indices(self) -> tuple[int, ...]:
@@ -93,6 +94,8 @@ def resolve_block_indices(indices: Sequence[int], depth: int, option: str) -> tu
     """
     resolved = tuple(i + depth if i < 0 else i for i in indices)
     if any(not 0 <= i < depth for i in resolved) or list(resolved) != sorted(set(resolved)):
-        raise ValueError(f'{option} must be ascending block indices in [0, {depth}) (or negative, from the end), '
-                         f'got {tuple(indices)}')
+        raise ValueError(
+            f'{option} must be ascending block indices in [0, {depth}) (or negative, from the end), '
+            f'got {tuple(indices)}'
+        )
     return resolved

@@ -21,21 +21,24 @@ class SimpleFeaturePyramid(BaseModule):
     Args:
         in_channels: Channels of the backbone's map.
         out_channels: Channels of every level.
-        scales: Size of each level relative to the backbone's map: 4, 2, 1, 0.5 or 0.25, descending; ViTDet's four by default.
+        scales: Size of each level relative to the backbone's map: 4, 2, 1, 0.5 or 0.25, descending; ViTDet's four by
+            default.
         num_outs: Number of maps returned; beyond ``len(scales)`` each is the one before, max-pooled by 2 (P6).
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a ``*.neck.*`` file that ``tools/convert_checkpoint.py``
-            writes for detectron2 models; every tensor has to come from it.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a ``*.neck.*`` file that
+            ``tools/convert_checkpoint.py`` writes for detectron2 models; every tensor has to come from it.
 
     Raises:
         ValueError: If a scale is unknown or fewer maps are wanted than there are scales.
     """
 
-    def __init__(self,
-                 in_channels: int = 768,
-                 out_channels: int = 256,
-                 scales: Sequence[float] = (4, 2, 1, 0.5),
-                 num_outs: int = 5,
-                 init_cfg: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int = 768,
+        out_channels: int = 256,
+        scales: Sequence[float] = (4, 2, 1, 0.5),
+        num_outs: int = 5,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         if num_outs < len(scales):
             raise ValueError(f'num_outs must be at least the number of scales, {len(scales)}, got {num_outs}')
@@ -78,8 +81,12 @@ def _make_level(scale: float, in_channels: int, out_channels: int) -> nn.Sequent
     resample: list[nn.Module]
     if scale == 4:
         half, channels = in_channels // 2, in_channels // 4
-        resample = [nn.ConvTranspose2d(in_channels, half, 2, stride=2), ChannelLayerNorm(half), nn.GELU(),
-                    nn.ConvTranspose2d(half, channels, 2, stride=2)]
+        resample = [
+            nn.ConvTranspose2d(in_channels, half, 2, stride=2),
+            ChannelLayerNorm(half),
+            nn.GELU(),
+            nn.ConvTranspose2d(half, channels, 2, stride=2),
+        ]
     elif scale == 2:
         channels = in_channels // 2
         resample = [nn.ConvTranspose2d(in_channels, channels, 2, stride=2)]
@@ -91,6 +98,8 @@ def _make_level(scale: float, in_channels: int, out_channels: int) -> nn.Sequent
         raise ValueError(f'scales must be among 4, 2, 1, 0.5 and 0.25, got {scale}')
     return nn.Sequential(
         *resample,
-        nn.Conv2d(channels, out_channels, 1, bias=False), ChannelLayerNorm(out_channels),
-        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), ChannelLayerNorm(out_channels),
+        nn.Conv2d(channels, out_channels, 1, bias=False),
+        ChannelLayerNorm(out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        ChannelLayerNorm(out_channels),
     )

@@ -12,7 +12,8 @@ from addp_backbone.layers.block import Block
 def shard_vit_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """FSDP's ``auto_wrap_policy``: every transformer block is a shard of its own, all else stays with the root.
 
-    Heads must not be shards: mmdet and mmseg call their ``loss`` and ``predict``, and FSDP gathers weights in ``forward`` alone.
+    Heads must not be shards: mmdet and mmseg call their ``loss`` and ``predict``, and FSDP gathers weights in
+    ``forward`` alone.
 
     Args:
         module: The module in question.

@@ -29,27 +29,29 @@ OPTIONAL_IN_FILE = ('rel_pos_h', 'rel_pos_w')  # zero-initialised when the file 
 class ADDPViT(BaseModule):
     """Plain ViT with window and global attention.
 
-    Recipe: ViTDet (arXiv 2203.16527) for detection, MAE's UperNet for segmentation; what the ADDP paper used is unpublished.
+    Recipe: ViTDet (arXiv 2203.16527) for detection, MAE's UperNet for segmentation; what the ADDP paper used is
+    unpublished.
 
     Args:
         arch: 'tiny', 'base', 'large' or ``dict(width=, depth=, num_heads=)``.
-        img_size: Side of the images, in pixels, that the relative-position tables of global blocks are made for. Inputs of
-            any other size work: the tables are interpolated.
+        img_size: Side of the images, in pixels, that the relative-position tables of global blocks are made for. Inputs
+            of any other size work: the tables are interpolated.
         patch_size: Side of a patch, in pixels.
-        pretrain_img_size: Side of the pre-training images, in pixels: gives the grid of ``pos_embed``, which is interpolated to
-            the input's grid in each forward.
+        pretrain_img_size: Side of the pre-training images, in pixels: gives the grid of ``pos_embed``, which is
+            interpolated to the input's grid in each forward.
         window_size: Side of the attention windows, in patches; 0 = global attention in every block.
         global_attn_indices: Blocks with global attention where windows are used; 'auto' = evenly spaced
             (:attr:`Arch.global_attn_indices`).
         rel_pos: Whether attention has decomposed relative positions.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
-        out_indices: Blocks whose output is returned, ascending; negative ones count from the end. 'upernet' = the four that
-            UperNet taps (:attr:`Arch.upernet_indices`).
-        tokenizer_norm: Whether the LayerNorm that ADDP pre-training has in front of its blocks is kept. Off by default, as in
-            the published fine-tuning (reference section 3).
-        with_cp: Activation checkpointing of every block: less memory, about a third more time, the same loss and gradients.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a file from ``tools/convert_checkpoint.py``. Every tensor
-            of the trunk has to come from it.
+        out_indices: Blocks whose output is returned, ascending; negative ones count from the end. 'upernet' = the four
+            that UperNet taps (:attr:`Arch.upernet_indices`).
+        tokenizer_norm: Whether the LayerNorm that ADDP pre-training has in front of its blocks is kept. Off by default,
+            as in the published fine-tuning (reference section 3).
+        with_cp: Activation checkpointing of every block: less memory, about a third more time, the same loss and
+            gradients.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a file from ``tools/convert_checkpoint.py``. Every
+            tensor of the trunk has to come from it.
 
     Attributes:
         out_channels: Channels of each output map, one entry per out index.
@@ -58,27 +60,33 @@ class ADDPViT(BaseModule):
         ValueError: If an option does not fit the architecture.
     """
 
-    def __init__(self,
-                 arch: str | Mapping[str, int] | Arch = 'base',
-                 img_size: int = 1024,
-                 patch_size: int = 16,
-                 pretrain_img_size: int = 256,
-                 window_size: int = 14,
-                 global_attn_indices: str | Sequence[int] = 'auto',
-                 rel_pos: bool = True,
-                 drop_path_rate: float = 0.0,
-                 out_indices: str | Sequence[int] = (-1,),
-                 tokenizer_norm: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        arch: str | Mapping[str, int] | Arch = 'base',
+        img_size: int = 1024,
+        patch_size: int = 16,
+        pretrain_img_size: int = 256,
+        window_size: int = 14,
+        global_attn_indices: str | Sequence[int] = 'auto',
+        rel_pos: bool = True,
+        drop_path_rate: float = 0.0,
+        out_indices: str | Sequence[int] = (-1,),
+        tokenizer_norm: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         self.arch = get_arch(arch)
         depth, width = self.arch.depth, self.arch.width
         if img_size % patch_size or pretrain_img_size % patch_size:
-            raise ValueError(f'img_size and pretrain_img_size must be multiples of patch_size={patch_size}, '
-                             f'got {img_size} and {pretrain_img_size}')
+            raise ValueError(
+                f'img_size and pretrain_img_size must be multiples of patch_size={patch_size}, '
+                f'got {img_size} and {pretrain_img_size}'
+            )
         if window_size < 0 or not 0 <= drop_path_rate < 1:
-            raise ValueError(f'window_size must be >= 0 and drop_path_rate in [0, 1), got {window_size} and {drop_path_rate}')
+            raise ValueError(
+                f'window_size must be >= 0 and drop_path_rate in [0, 1), got {window_size} and {drop_path_rate}'
+            )
         if isinstance(global_attn_indices, str):
             _check_name(global_attn_indices, 'auto', 'global_attn_indices')
             global_attn_indices = self.arch.global_attn_indices
@@ -97,10 +105,13 @@ class ADDPViT(BaseModule):
         blocks = []
         for i in range(depth):
             window = 0 if i in self.global_attn_indices else window_size
-            block = Block(width, self.arch.num_heads,
-                          drop_path=drop_path_rate * i / max(1, depth - 1),
-                          window_size=window,
-                          rel_pos_size=(window or img_size // patch_size) if rel_pos else None)
+            block = Block(
+                width,
+                self.arch.num_heads,
+                drop_path=drop_path_rate * i / max(1, depth - 1),
+                window_size=window,
+                rel_pos_size=(window or img_size // patch_size) if rel_pos else None,
+            )
             blocks.append(checkpoint_wrapper(block) if with_cp else block)
         self.blocks = nn.ModuleList(blocks)
         self._init_from_scratch()
@@ -117,8 +128,8 @@ class ADDPViT(BaseModule):
         """Loads ``init_cfg``'s file; without one the constructor's random weights stay.
 
         Raises:
-            CheckpointError: If the file is missing or unreadable, or not every trunk tensor came from it; the message has both
-                lists of names.
+            CheckpointError: If the file is missing or unreadable, or not every trunk tensor came from it; the message
+                has both lists of names.
         """
         if self.init_cfg is None:
             return
@@ -164,8 +175,8 @@ class ADDPViT(BaseModule):
             prefix: This backbone's prefix in it, ``'backbone.'`` for instance.
 
         Returns:
-            (layer, number of layers): patch and position embedding (and ``tokenizer_norm``) have layer 0, block i has i + 1,
-            everything else the last one, depth + 1; the number of layers is depth + 2.
+            (layer, number of layers): patch and position embedding (and ``tokenizer_norm``) have layer 0, block i has i
+            + 1, everything else the last one, depth + 1; the number of layers is depth + 2.
         """
         num_layers = len(self.blocks) + 2
         name = param_name.removeprefix(prefix)
@@ -185,8 +196,11 @@ class ADDPViT(BaseModule):
         for name in names:
             del state_dict[name]
         if names:
-            print_log('the file has tokenizer_norm, which this backbone leaves out (tokenizer_norm=False, as the published '
-                      'fine-tuning does)', logger='current')
+            print_log(
+                'the file has tokenizer_norm, which this backbone leaves out (tokenizer_norm=False, as the published '
+                'fine-tuning does)',
+                logger='current',
+            )
 
 
 def _check_name(value: str, allowed: str, option: str) -> None:

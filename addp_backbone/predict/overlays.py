@@ -19,8 +19,15 @@ RGBImage = NDArray[np.uint8]
 Palette = Sequence[Sequence[int]]
 
 
-def draw_instances(image: RGBImage, boxes: NDArray[np.floating], scores: NDArray[np.floating], labels: NDArray[np.integer],
-                   masks: Sequence[NDArray[np.bool_]] | None, class_names: Sequence[str], palette: Palette) -> RGBImage:
+def draw_instances(
+    image: RGBImage,
+    boxes: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    masks: Sequence[NDArray[np.bool_]] | None,
+    class_names: Sequence[str],
+    palette: Palette,
+) -> RGBImage:
     """Draws instances, the surest in front.
 
     Args:
@@ -59,7 +66,9 @@ def draw_instances(image: RGBImage, boxes: NDArray[np.floating], scores: NDArray
     return np.asarray(picture)
 
 
-def draw_class_map(image: RGBImage, label_map: NDArray[np.integer], class_names: Sequence[str], palette: Palette) -> RGBImage:
+def draw_class_map(
+    image: RGBImage, label_map: NDArray[np.integer], class_names: Sequence[str], palette: Palette
+) -> RGBImage:
     """Colours an image by the class of every pixel and writes the classes that occur beside it, the largest on top.
 
     Args:
@@ -76,13 +85,18 @@ def draw_class_map(image: RGBImage, label_map: NDArray[np.integer], class_names:
     known = np.where((label_map >= 0) & (label_map < len(class_names)), label_map, len(class_names))
     opacity = CLASS_OPACITY * (known < len(class_names))[..., None]
     blended = (image + opacity * (colors[known] - image)).round().astype(np.uint8)
-    counts = np.bincount(known.ravel(), minlength=len(class_names) + 1)[:len(class_names)]
-    entries = [(class_names[i], counts[i] / label_map.size, tuple(int(c) for c in palette[i]))
-               for i in np.argsort(-counts, kind='stable') if counts[i]]
+    counts = np.bincount(known.ravel(), minlength=len(class_names) + 1)[: len(class_names)]
+    entries = [
+        (class_names[i], counts[i] / label_map.size, tuple(int(c) for c in palette[i]))
+        for i in np.argsort(-counts, kind='stable')
+        if counts[i]
+    ]
     return _with_legend(_enlarge(blended, factor), entries)
 
 
-def draw_probabilities(image: RGBImage, class_names: Sequence[str], probabilities: Sequence[float], palette: Palette) -> RGBImage:
+def draw_probabilities(
+    image: RGBImage, class_names: Sequence[str], probabilities: Sequence[float], palette: Palette
+) -> RGBImage:
     """Writes classes and their probabilities beside an image.
 
     Args:
@@ -95,7 +109,9 @@ def draw_probabilities(image: RGBImage, class_names: Sequence[str], probabilitie
         uint8 RGB, the legend on the right.
     """
     colors = [tuple(int(c) for c in color) for color in palette]
-    return _with_legend(_enlarge(image, _enlargement(image)), list(zip(class_names, probabilities, colors, strict=True)))
+    return _with_legend(
+        _enlarge(image, _enlargement(image)), list(zip(class_names, probabilities, colors, strict=True))
+    )
 
 
 def _enlargement(image: RGBImage) -> int:
@@ -112,8 +128,9 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'), size_px)
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, size: tuple[int, int], corner: tuple[float, float], text: str,
-              color: tuple[int, ...]) -> None:
+def _draw_tag(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], corner: tuple[float, float], text: str, color: tuple[int, ...]
+) -> None:
     """Writes a label above a box's corner, within the picture."""
     font = _font(max(10, round(max(size) / 55)))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -134,8 +151,8 @@ def _with_legend(image: RGBImage, entries: list[tuple[str, float, tuple[int, ...
     line = round(1.6 * font.size)
     num_shown = max(1, (image.shape[0] - line // 2) // line)
     if len(entries) > num_shown:
-        rest = sum(share for _, share, _ in entries[num_shown - 1:])
-        entries = [*entries[:num_shown - 1], (f'{len(entries) - num_shown + 1} others', rest, (120, 120, 120))]
+        rest = sum(share for _, share, _ in entries[num_shown - 1 :])
+        entries = [*entries[: num_shown - 1], (f'{len(entries) - num_shown + 1} others', rest, (120, 120, 120))]
     texts = [f'{name}  {share:.1%}' for name, share, _ in entries]
     panel_width = max([round(font.getlength(text)) for text in texts], default=0) + 2 * line
     picture = Image.new('RGB', (image.shape[1] + panel_width, image.shape[0]), (255, 255, 255))

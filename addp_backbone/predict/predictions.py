@@ -1,6 +1,7 @@
 """What a model says about an image: detections, a class map or classes, as JSON and as a picture.
 
-A further task is one more class with ``from_sample``, ``to_json``, ``draw`` and ``extra_files``, and one entry in :data:`KINDS`.
+A further task is one more class with ``from_sample``, ``to_json``, ``draw`` and ``extra_files``, and one entry in
+:data:`KINDS`.
 """
 
 from __future__ import annotations
@@ -87,16 +88,30 @@ class Detections:
         masks = None
         if 'masks' in instances:
             masks = [_run_length_code(mask) for mask in np.asarray(instances.masks).astype(np.uint8)]
-        return cls(int(width), int(height), instances.bboxes.float().numpy().reshape(-1, 4), instances.scores.float().numpy(),
-                   instances.labels.long().numpy(), masks, classes)
+        return cls(
+            int(width),
+            int(height),
+            instances.bboxes.float().numpy().reshape(-1, 4),
+            instances.scores.float().numpy(),
+            instances.labels.long().numpy(),
+            masks,
+            classes,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Objects as in COCO results, with the class name and the box's corners, too."""
         objects = []
-        for i, (box, score, label) in enumerate(zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)):
+        for i, (box, score, label) in enumerate(
+            zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        ):
             x1, y1, x2, y2 = (round(v, 2) for v in box)
-            record = {'category': self.classes.names[label], 'label': label, 'score': round(score, 4),
-                      'bbox': [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)], 'bbox_xyxy': [x1, y1, x2, y2]}
+            record = {
+                'category': self.classes.names[label],
+                'label': label,
+                'score': round(score, 4),
+                'bbox': [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                'bbox_xyxy': [x1, y1, x2, y2],
+            }
             if self.masks is not None:
                 record['segmentation'] = self.masks[i]
             objects.append(record)
@@ -105,7 +120,9 @@ class Detections:
     def draw(self, image: RGBImage) -> RGBImage:
         """Boxes, masks, labels and scores."""
         masks = [coco_masks.decode(code).astype(bool) for code in self.masks] if self.masks is not None else None
-        return draw_instances(image, self.boxes, self.scores, self.labels, masks, self.classes.names, self.classes.palette)
+        return draw_instances(
+            image, self.boxes, self.scores, self.labels, masks, self.classes.names, self.classes.palette
+        )
 
     def extra_files(self) -> dict[str, bytes]:
         """None: masks are in the JSON."""
@@ -139,8 +156,11 @@ class ClassMap:
         """Each class's share of the pixels, the largest first."""
         shares = np.bincount(self.label_map.ravel(), minlength=len(self.classes.names)) / self.label_map.size
         order = np.argsort(-shares, kind='stable')
-        return {'width': self.width, 'height': self.height,
-                'fractions': {self.classes.names[i]: round(float(shares[i]), 6) for i in order if shares[i] > 0}}
+        return {
+            'width': self.width,
+            'height': self.height,
+            'fractions': {self.classes.names[i]: round(float(shares[i]), 6) for i in order if shares[i] > 0},
+        }
 
     def draw(self, image: RGBImage) -> RGBImage:
         """Colours and a legend."""
@@ -181,14 +201,23 @@ class ClassRanking:
 
     def to_json(self) -> dict[str, Any]:
         """Classes with their probabilities, the most probable first."""
-        return {'width': self.width, 'height': self.height,
-                'classes': [{'category': self.classes.names[label], 'label': int(label), 'score': round(float(score), 6)}
-                            for label, score in zip(self.labels, self.scores, strict=True)]}
+        return {
+            'width': self.width,
+            'height': self.height,
+            'classes': [
+                {'category': self.classes.names[label], 'label': int(label), 'score': round(float(score), 6)}
+                for label, score in zip(self.labels, self.scores, strict=True)
+            ],
+        }
 
     def draw(self, image: RGBImage) -> RGBImage:
         """A legend."""
-        return draw_probabilities(image, [self.classes.names[i] for i in self.labels], self.scores.tolist(),
-                                  [self.classes.palette[i] for i in self.labels])
+        return draw_probabilities(
+            image,
+            [self.classes.names[i] for i in self.labels],
+            self.scores.tolist(),
+            [self.classes.palette[i] for i in self.labels],
+        )
 
     def extra_files(self) -> dict[str, bytes]:
         """None."""
@@ -196,7 +225,8 @@ class ClassRanking:
 
 
 KINDS: Mapping[str, type[Detections] | type[ClassMap] | type[ClassRanking]] = {
-    kind.key: kind for kind in (Detections, ClassMap, ClassRanking)}
+    kind.key: kind for kind in (Detections, ClassMap, ClassRanking)
+}
 
 
 def prediction_from_sample(sample: Any, classes: ClassInfo, score_thr: float) -> Prediction:
@@ -208,7 +238,9 @@ def prediction_from_sample(sample: Any, classes: ClassInfo, score_thr: float) ->
     for key, kind in KINDS.items():
         if key in sample:
             return kind.from_sample(sample, classes, score_thr)
-    raise ValueError(f'the model returned {sorted(sample.keys())}, wanted one of {sorted(KINDS)}: is the config a detector, a segmentor or a classifier?')
+    raise ValueError(
+        f'the model returned {sorted(sample.keys())}, wanted one of {sorted(KINDS)}: is the config a detector, a segmentor or a classifier?'
+    )
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

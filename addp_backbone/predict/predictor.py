@@ -1,9 +1,10 @@
 """Predictions for image files, from a config and a checkpoint; ``tools/predict.py`` is the command.
 
->>> records = predict_images('my_cars.py', 'work_dirs/my_cars/iter_2000.pth', 'photos/', out='predictions')  # what the command does
+>>> records = predict_images('my_cars.py', 'work_dirs/my_cars/iter_2000.pth', 'photos/', out='predictions')  # what the
+command does
 
->>> predictor = Predictor('my_cars.py', 'work_dirs/my_cars/iter_2000.pth')  # or image by image, with arrays instead of files
->>> detections = predictor('photos/a.jpg')
+>>> predictor = Predictor('my_cars.py', 'work_dirs/my_cars/iter_2000.pth')  # or image by image, with arrays instead of
+files >>> detections = predictor('photos/a.jpg')
 """
 
 from __future__ import annotations
@@ -54,12 +55,20 @@ class Predictor:
         LaunchError: If the config does not exist.
     """
 
-    def __init__(self, config: str | Path, checkpoint: str | Path, score_thr: float = DEFAULT_SCORE_THR, device: str | None = None):
+    def __init__(
+        self,
+        config: str | Path,
+        checkpoint: str | Path,
+        score_thr: float = DEFAULT_SCORE_THR,
+        device: str | None = None,
+    ):
         cfg = load_config(str(config))
         content = read_checkpoint(checkpoint)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         if cfg.model.get('num_classes', 0) is None:  # left open, as the data tells: a checkpoint has noted it
-            cfg.model.num_classes = len((content.get('meta', {}).get('dataset_meta') or {}).get('classes') or ()) or None
+            cfg.model.num_classes = (
+                len((content.get('meta', {}).get('dataset_meta') or {}).get('classes') or ()) or None
+            )
         weights = content.get('state_dict', content)
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         network = model.module if isinstance(model, BaseTTAModel) else model
@@ -68,7 +77,9 @@ class Predictor:
         self.model = model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
         steps = _without_annotations(cfg.test_dataloader.dataset.pipeline)
         self.pipeline = Compose(steps)
-        self.reads_files = any('LoadImage' in str(step['type']) for step in steps)  # otherwise the data set does (classification)
+        self.reads_files = any(
+            'LoadImage' in str(step['type']) for step in steps
+        )  # otherwise the data set does (classification)
         self.classes = find_classes(content.get('meta', {}), cfg, count_classes(network))
         self.score_thr = score_thr
 
@@ -91,15 +102,23 @@ class Predictor:
         return prediction_from_sample(sample, self.classes, self.score_thr)
 
 
-def predict_images(config: str | Path, checkpoint: str | Path, images: str | Path | Sequence[str | Path], out: str | Path | None = None,
-                   score_thr: float = DEFAULT_SCORE_THR, device: str | None = None, progress: Progress | None = None) -> list[dict[str, Any]]:
+def predict_images(
+    config: str | Path,
+    checkpoint: str | Path,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    score_thr: float = DEFAULT_SCORE_THR,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
     """Predicts for image files.
 
     Args:
         config: Config file.
         checkpoint: Checkpoint of a training run with it.
         images: Files, folders (searched with their sub-folders) or glob patterns.
-        out: Folder for ``overlays/*.png``, ``label_maps/*.png`` (segmentation) and ``predictions.json``; None writes nothing.
+        out: Folder for ``overlays/*.png``, ``label_maps/*.png`` (segmentation) and ``predictions.json``; None writes
+            nothing.
         score_thr: Detections below are left out.
         device: Where to compute; None takes the first GPU if there is one.
         progress: Wraps the iterable of paths (second argument: its length).
@@ -116,8 +135,13 @@ def predict_images(config: str | Path, checkpoint: str | Path, images: str | Pat
     paths = progress(names, len(names)) if progress else names
     records = [_predict_one(predictor, path, names[path], None if out is None else Path(out)) for path in paths]
     if out is not None:
-        summary = {'config': str(config), 'checkpoint': str(checkpoint), 'classes': list(predictor.classes.names), 'score_thr': score_thr,
-                   'images': records}
+        summary = {
+            'config': str(config),
+            'checkpoint': str(checkpoint),
+            'classes': list(predictor.classes.names),
+            'score_thr': score_thr,
+            'images': records,
+        }
         replace_file(Path(out) / 'predictions.json', json.dumps(summary))
     return records
 
@@ -142,7 +166,8 @@ def find_images(sources: Sequence[str | Path]) -> dict[Path, str]:
         sources: Files, folders or glob patterns.
 
     Returns:
-        Path -> name without ending, unique, with sub-folders of a folder given; in the order of the sources, each sorted.
+        Path -> name without ending, unique, with sub-folders of a folder given; in the order of the sources, each
+        sorted.
 
     Raises:
         ValueError: If a source has no image.
@@ -157,8 +182,14 @@ def find_images(sources: Sequence[str | Path]) -> dict[Path, str]:
         else:
             paths = [path for path in map(Path, sorted(glob.glob(source, recursive=True))) if path.is_file()]  # noqa: PTH207  the pattern may be absolute
         if not paths:
-            raise ValueError(f'{source}: no such image' + (f' ({", ".join(IMAGE_SUFFIXES)}) in this folder' if root.is_dir() else
-                                                           ', folder with images or glob pattern that matches one'))
+            raise ValueError(
+                f'{source}: no such image'
+                + (
+                    f' ({", ".join(IMAGE_SUFFIXES)}) in this folder'
+                    if root.is_dir()
+                    else ', folder with images or glob pattern that matches one'
+                )
+            )
         for path in paths:
             if path not in found:
                 name = path.relative_to(root) if root.is_dir() else Path(path.name)
@@ -203,7 +234,10 @@ def find_classes(meta: Mapping[str, Any], cfg: Config, num_classes: int | None) 
         if names and (num_classes is None or len(names) == num_classes):
             palette = (source or {}).get('palette') or ()
             fits = len(palette) == len(names) and not isinstance(palette, str)
-            return ClassInfo(tuple(names), tuple(tuple(int(c) for c in color) for color in (palette if fits else class_palette(len(names)))))
+            return ClassInfo(
+                tuple(names),
+                tuple(tuple(int(c) for c in color) for color in (palette if fits else class_palette(len(names)))),
+            )
     count = num_classes or 0
     return ClassInfo(tuple(f'class {i}' for i in range(count)), tuple(class_palette(count)))
 

@@ -12,8 +12,16 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 # What Runner reads from the config besides its own arguments.
-OTHER_RUNNER_OPTIONS = ('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'activation_checkpointing', 'tta_model',
-                        'tta_pipeline', 'strategy')
+OTHER_RUNNER_OPTIONS = (
+    'model_wrapper_cfg',
+    'find_unused_parameters',
+    'sync_bn',
+    'compile',
+    'activation_checkpointing',
+    'tta_model',
+    'tta_pipeline',
+    'strategy',
+)
 
 
 class LaunchError(ValueError):
@@ -29,8 +37,8 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 def check_option_names(cfg: Config, options: Mapping[str, Any]) -> None:
     """Refuses ``--cfg-options`` that would create a value nobody reads.
 
-    A first name must be in the config or an argument of mmengine's Runner. Deeper names may be new (an argument at its default), unless
-    they are nearly the name of a sibling.
+    A first name must be in the config or an argument of mmengine's Runner. Deeper names may be new (an argument at its
+    default), unless they are nearly the name of a sibling.
 
     Raises:
         LaunchError: With the option and the name that was probably meant.
@@ -47,8 +55,10 @@ def check_option_names(cfg: Config, options: Mapping[str, Any]) -> None:
             if name not in node:
                 meant = difflib.get_close_matches(name, [str(key) for key in node], n=1, cutoff=0.88)
                 if (depth == 0 and name not in known) or (depth > 0 and meant):
-                    raise LaunchError(f'--cfg-options {option}: the config has no {".".join(option.split(".")[:depth + 1])}'
-                                      f'{closest(name, known if depth == 0 else map(str, node))}')
+                    raise LaunchError(
+                        f'--cfg-options {option}: the config has no {".".join(option.split(".")[: depth + 1])}'
+                        f'{closest(name, known if depth == 0 else map(str, node))}'
+                    )
             node = node.get(name)
 
 
@@ -56,7 +66,8 @@ def check_data(cfg: Config, split: str) -> None:
     """Looks whether the files and folders of a split are there.
 
     Args:
-        cfg: A config whose ``{split}_dataloader`` has data sets with any of ``data_root``, ``ann_file``, ``data_prefix``.
+        cfg: A config whose ``{split}_dataloader`` has data sets with any of ``data_root``, ``ann_file``,
+            ``data_prefix``.
         split: 'train', 'val' or 'test'.
 
     Raises:
@@ -98,5 +109,7 @@ def _require(path: Any, option: str, root: str = '') -> None:
     place = Path(root) / path
     if not place.exists():
         shown = f'{path!r}' if str(place) == str(Path(path)) else f'{path!r} under {root!r}'
-        raise LaunchError(f'{option} is {shown}: {place.absolute()} does not exist. Put the data there, or point elsewhere with '
-                          f'--cfg-options {option}=PATH')
+        raise LaunchError(
+            f'{option} is {shown}: {place.absolute()} does not exist. Put the data there, or point elsewhere with '
+            f'--cfg-options {option}=PATH'
+        )

@@ -1,6 +1,7 @@
 """Looks at the running environment: versions, devices, imports, ops. :mod:`addp_backbone.runtime.doctor` judges what is found.
 
-Imports nothing but the standard library until it looks, and no other file of this package, so that it works where the rest does not.
+Imports nothing but the standard library until it looks, and no other file of this package, so that it works where the
+rest does not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODULES = ('numpy', 'cv2', 'torch', 'torchvision', 'mmengine', 'addp_backbone', 'mmcv', 'mmcv.ops', 'mmdet.models', 'mmseg.models')
+MODULES = (
+    'numpy',
+    'cv2',
+    'torch',
+    'torchvision',
+    'mmengine',
+    'addp_backbone',
+    'mmcv',
+    'mmcv.ops',
+    'mmdet.models',
+    'mmseg.models',
+)
 
 
 def num_cores() -> int:
@@ -34,12 +46,17 @@ def collect_facts(repository: Path) -> dict[str, Any]:
         What :mod:`addp_backbone.runtime.doctor` judges and describes.
     """
     facts: dict[str, Any] = {
-        'python': platform.python_version(), 'executable': sys.executable, 'platform': platform.platform(),
-        'repository': str(repository), 'pins': _read_pins(repository / 'requirements.txt'),
+        'python': platform.python_version(),
+        'executable': sys.executable,
+        'platform': platform.platform(),
+        'repository': str(repository),
+        'pins': _read_pins(repository / 'requirements.txt'),
         'packages': _installed_packages(),
         'torchvision_requires_torch': _torch_of_torchvision(),
         'cpu_threads': num_cores(),
-        'nvidia_driver': _nvidia_driver(), 'shm_gib': _shm_gib(), 'finder_installed': False,
+        'nvidia_driver': _nvidia_driver(),
+        'shm_gib': _shm_gib(),
+        'finder_installed': False,
     }
     errors: dict[str, str] = {}
     for module in MODULES:
@@ -52,6 +69,7 @@ def collect_facts(repository: Path) -> dict[str, Any]:
     facts['foreign_modules'] = _foreign_modules()
     if 'addp_backbone' not in errors:
         import addp_backbone
+
         facts['project_origin'] = str(Path(addp_backbone.__file__).resolve().parents[1])
         facts.update(_ops_facts())
     if 'torch' not in errors:
@@ -61,7 +79,10 @@ def collect_facts(repository: Path) -> dict[str, Any]:
 
 def _installed_packages() -> dict[str, str]:
     """Normalised name and version of every distribution."""
-    return {re.sub(r'[-_.]+', '-', str(found.metadata['Name'])).lower(): found.version for found in importlib.metadata.distributions()}
+    return {
+        re.sub(r'[-_.]+', '-', str(found.metadata['Name'])).lower(): found.version
+        for found in importlib.metadata.distributions()
+    }
 
 
 def _read_pins(path: Path) -> dict[str, str]:
@@ -106,11 +127,13 @@ def _ops_facts() -> dict[str, Any]:
     import torch
 
     from addp_backbone.mmcv_standin.ops import ops_in_use
+
     facts: dict[str, Any] = {'mmcv_ops': ops_in_use(), 'ops_error': None}
     if facts['mmcv_ops'] == 'none':
         return facts
     try:
         from mmcv.ops import nms, roi_align
+
         boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]])
         kept = nms(boxes, torch.tensor([0.5, 0.9, 0.3]), iou_threshold=0.5)[1].tolist()
         ramp = torch.arange(8.0).expand(1, 1, 8, 8).contiguous()  # a pixel's value is its column
@@ -124,19 +147,32 @@ def _ops_facts() -> dict[str, Any]:
 
 def _device_facts() -> dict[str, Any]:
     import torch
+
     available = torch.cuda.is_available()
     archs = torch.cuda.get_arch_list() if available else []
     gpus = []
     for i in range(torch.cuda.device_count() if available else 0):
         properties = torch.cuda.get_device_properties(i)
         capability = (properties.major, properties.minor)
-        gpus.append({'name': properties.name, 'capability': '{}.{}'.format(*capability), 'bf16': capability >= (8, 0),
-                     'memory_gib': properties.total_memory / 2**30,
-                     'supported': any(_arch_serves(arch, capability) for arch in archs)})
+        gpus.append(
+            {
+                'name': properties.name,
+                'capability': '{}.{}'.format(*capability),
+                'bf16': capability >= (8, 0),
+                'memory_gib': properties.total_memory / 2**30,
+                'supported': any(_arch_serves(arch, capability) for arch in archs),
+            }
+        )
     cpuinfo = Path('/proc/cpuinfo')
     flags = cpuinfo.read_text(encoding='utf-8') if cpuinfo.exists() else ''
-    return {'cuda_available': available, 'torch_cuda': torch.version.cuda, 'torch_archs': archs, 'gpus': gpus,
-            'torch_threads': torch.get_num_threads(), 'cpu_bf16': 'avx512_bf16' in flags or 'amx_bf16' in flags}
+    return {
+        'cuda_available': available,
+        'torch_cuda': torch.version.cuda,
+        'torch_archs': archs,
+        'gpus': gpus,
+        'torch_threads': torch.get_num_threads(),
+        'cpu_bf16': 'avx512_bf16' in flags or 'amx_bf16' in flags,
+    }
 
 
 def _arch_serves(arch: str, capability: tuple[int, int]) -> bool:

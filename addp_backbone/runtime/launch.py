@@ -1,7 +1,8 @@
 """From a command line to mmengine's Runner, the same for every stage and for training and testing.
 
-``tools/train.py`` and ``tools/test.py`` call, in this order: :func:`load_config`, :func:`start_processes`, :func:`check_data`, what is
-particular to them, :func:`fit_to_device`, and :class:`addp_backbone.runtime.runner.StageRunner`.
+``tools/train.py`` and ``tools/test.py`` call, in this order: :func:`load_config`, :func:`start_processes`,
+:func:`check_data`, what is particular to them, :func:`fit_to_device`, and
+:class:`addp_backbone.runtime.runner.StageRunner`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ from addp_backbone.runtime.scale_lr import optim_wrappers
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-MMENGINE_EXCHANGE_FOLDER = Path('.dist_test')  # where ranks hand their results to rank 0; left empty in the working directory
+MMENGINE_EXCHANGE_FOLDER = Path(
+    '.dist_test'
+)  # where ranks hand their results to rank 0; left empty in the working directory
 HARMLESS_WARNINGS = (
-    'Detected call of `scheduler.step',  # gradient accumulation: schedules count batches, so they step before the optimizer does
+    # gradient accumulation: schedules count batches, so they step before the optimizer does
+    'Detected call of `scheduler.step',
     '`broadcast_buffers` is deprecated',  # how mmengine builds DistributedDataParallel
 )
 VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
@@ -44,12 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that training and testing share."""
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='who started the processes (see tools/dist_train.sh)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V',
-                        help='replaces values of the config, e.g. train_dataloader.batch_size=2 model.test_cfg.rcnn.score_thr=0.1')
+    parser.add_argument(
+        '--launcher', choices=LAUNCHERS, default='none', help='who started the processes (see tools/dist_train.sh)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='K=V',
+        help='replaces values of the config, e.g. train_dataloader.batch_size=2 model.test_cfg.rcnn.score_thr=0.1',
+    )
 
 
-def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str | None = None, launcher: str = 'none') -> Config:
+def load_config(
+    path: str, options: dict[str, Any] | None = None, work_dir: str | None = None, launcher: str = 'none'
+) -> Config:
     """Reads a config file and applies the command line to it.
 
     Args:
@@ -66,8 +79,10 @@ def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str 
     """
     file = Path(path)
     if not file.is_file():
-        raise LaunchError(f'config {path} does not exist{closest(file.name, (p.name for p in file.parent.glob("*.py")))} '
-                          f'(looked in {file.absolute().parent})')
+        raise LaunchError(
+            f'config {path} does not exist{closest(file.name, (p.name for p in file.parent.glob("*.py")))} '
+            f'(looked in {file.absolute().parent})'
+        )
     read_checkpoints_safely()
     cfg = Config.fromfile(file)
     if cfg.get('default_scope') in VISUALIZATION_HOOKS:
@@ -81,7 +96,9 @@ def load_config(path: str, options: dict[str, Any] | None = None, work_dir: str 
             raise LaunchError(f'--cfg-options {options} do not fit {path}: {error}') from error
     visualization = (cfg.get('default_hooks') or {}).get('visualization') or {}
     if visualization.get('type') == 'SegVisualizationHook' and not visualization.get('draw'):
-        cfg.default_hooks.pop('visualization')  # it would do nothing but warn that it does nothing; --show-dir brings it back
+        cfg.default_hooks.pop(
+            'visualization'
+        )  # it would do nothing but warn that it does nothing; --show-dir brings it back
     for message in HARMLESS_WARNINGS:
         warnings.filterwarnings('ignore', message=message)
     cfg.launcher = launcher
@@ -120,8 +137,10 @@ def start_processes(launcher: str) -> int:
         _set_variables_from_slurm()
     missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
     if missing:
-        raise LaunchError(f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh CONFIG '
-                          'PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out')
+        raise LaunchError(
+            f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh CONFIG '
+            'PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out'
+        )
     if launcher == 'pytorch':
         die_with_parent()  # torchrun's processes would go on when it is killed
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):  # mmengine warns where it has to choose
@@ -153,12 +172,20 @@ def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
         return
     replaced = _replace_sync_bn(cfg.model)
     if replaced:
-        print_log(f'no CUDA: {replaced} norm layers SyncBN -> BN (statistics of each process on its own)', logger='current')
+        print_log(
+            f'no CUDA: {replaced} norm layers SyncBN -> BN (statistics of each process on its own)', logger='current'
+        )
     if cfg.get('optim_wrapper') and avoid_cuda_amp(cfg):
         print_log('no CUDA: AmpOptimWrapper -> BFloat16OptimWrapper', logger='current')
     if cfg.get('launcher', 'none') != 'none':
-        wrapper = dict(cfg.get('model_wrapper_cfg') or dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
+        wrapper = dict(
+            cfg.get('model_wrapper_cfg')
+            or dict(
+                type='MMDistributedDataParallel',
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False),
+            )
+        )
         if str(wrapper['type']).endswith('DistributedDataParallel'):
             wrapper['device_ids'] = None
         cfg.model_wrapper_cfg = wrapper
@@ -185,9 +212,11 @@ def use_safe_hooks(cfg: Config, world_size: int) -> None:
         for option, wrapper in optim_wrappers(cfg):
             count = wrapper.get('accumulative_counts', 1)
             if checkpoint.get('interval', -1) > 0 and checkpoint.interval % count:
-                raise LaunchError(f'default_hooks.checkpoint.interval={checkpoint.interval} is no multiple of '
-                                  f'{option}.accumulative_counts={count}: with several processes a checkpoint within an accumulation would '
-                                  f'lose gradients. Set default_hooks.checkpoint.interval={-(-checkpoint.interval // count) * count}')
+                raise LaunchError(
+                    f'default_hooks.checkpoint.interval={checkpoint.interval} is no multiple of '
+                    f'{option}.accumulative_counts={count}: with several processes a checkpoint within an accumulation would '
+                    f'lose gradients. Set default_hooks.checkpoint.interval={-(-checkpoint.interval // count) * count}'
+                )
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
@@ -195,8 +224,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
     Args:
         cfg: Changed in place.
-        resume: None (the option is absent), 'auto' (no value: the latest checkpoint in the work dir, a fresh start if there is none),
-            or a checkpoint.
+        resume: None (the option is absent), 'auto' (no value: the latest checkpoint in the work dir, a fresh start if
+            there is none), or a checkpoint.
 
     Raises:
         LaunchError: If the checkpoint does not exist.
@@ -208,7 +237,9 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting from the beginning', logger='current')
         return
     if not latest.is_file():
-        raise LaunchError(f'--resume {latest}: no such checkpoint; --resume without a value takes the latest in {cfg.work_dir}')
+        raise LaunchError(
+            f'--resume {latest}: no such checkpoint; --resume without a value takes the latest in {cfg.work_dir}'
+        )
     cfg.resume, cfg.load_from = True, str(latest)
 
 
@@ -221,14 +252,18 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     hook = cfg.setdefault('default_hooks', {}).get('visualization')
     name = hook['type'] if hook else VISUALIZATION_HOOKS.get(cfg.get('default_scope'))
     if name not in VISUALIZATION_HOOKS.values():
-        raise LaunchError(f'--show-dir draws detections and segmentations, not the results of this config (visualization hook {name})')
+        raise LaunchError(
+            f'--show-dir draws detections and segmentations, not the results of this config (visualization hook {name})'
+        )
     place = str(Path(folder).absolute())
     if name == 'DetVisualizationHook':
         cfg.default_hooks['visualization'] = dict(type=name, draw=True, test_out_dir=place)
     else:
         cfg.default_hooks['visualization'] = dict(type=name, draw=True, interval=1)
-        cfg.visualizer = dict(cfg.get('visualizer') or dict(type='SegLocalVisualizer'),
-                              vis_backends=[dict(type='LocalVisBackend', save_dir=place, img_save_dir='.')])
+        cfg.visualizer = dict(
+            cfg.get('visualizer') or dict(type='SegLocalVisualizer'),
+            vis_backends=[dict(type='LocalVisBackend', save_dir=place, img_save_dir='.')],
+        )
 
 
 def import_quietly(module: str) -> None:
@@ -248,11 +283,15 @@ def _set_variables_from_slurm() -> None:
     """
     if 'SLURM_PROCID' not in os.environ:
         raise LaunchError('--launcher slurm but SLURM_PROCID is not set; start with tools/slurm_train.sh or srun')
-    os.environ.update(RANK=os.environ['SLURM_PROCID'], LOCAL_RANK=os.environ['SLURM_LOCALID'], WORLD_SIZE=os.environ['SLURM_NTASKS'])
+    os.environ.update(
+        RANK=os.environ['SLURM_PROCID'], LOCAL_RANK=os.environ['SLURM_LOCALID'], WORLD_SIZE=os.environ['SLURM_NTASKS']
+    )
     os.environ.setdefault('MASTER_PORT', '29500')
     if 'MASTER_ADDR' not in os.environ:
         command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
-        os.environ['MASTER_ADDR'] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        os.environ['MASTER_ADDR'] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[
+            0
+        ]
 
 
 def _replace_sync_bn(node: Any) -> int:

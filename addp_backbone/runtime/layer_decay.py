@@ -1,6 +1,7 @@
 """Layer-wise learning-rate decay: deeper layers learn faster (BEiT, MAE, ViTDet).
 
-A config turns it on with ``optim_wrapper=dict(constructor='ViTLayerDecayConstructor', paramwise_cfg=dict(decay_rate=0.7))``.
+A config turns it on with ``optim_wrapper=dict(constructor='ViTLayerDecayConstructor',
+paramwise_cfg=dict(decay_rate=0.7))``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from addp_backbone.layers.block import ChannelLayerNorm
 
 BACKBONE = 'backbone'
-NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _NormBase, ChannelLayerNorm)  # _NormBase: batch, instance and synchronised norms
+NORM_LAYERS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    _NormBase,
+    ChannelLayerNorm,
+)  # _NormBase: batch, instance and synchronised norms
 WRAPPER_NAMES = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', '_orig_mod.')  # inserted in parameter names
 
 
@@ -47,15 +53,15 @@ NO_WEIGHT_DECAY: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
 class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Builds an optimizer whose learning rate shrinks by ``decay_rate`` with each layer from the head down to the patches.
 
-    The learning rate of a parameter is ``lr * decay_rate ** (depth + 1 - layer)``. ``model.backbone.get_layer_depth`` tells the
-    layer: 0 for patch and position embedding, i + 1 for block i, depth + 1 for everything else (neck, heads). Parameters of
-    equal learning rate and weight decay share a group; frozen ones are in none.
+    The learning rate of a parameter is ``lr * decay_rate ** (depth + 1 - layer)``. ``model.backbone.get_layer_depth``
+    tells the layer: 0 for patch and position embedding, i + 1 for block i, depth + 1 for everything else (neck, heads).
+    Parameters of equal learning rate and weight decay share a group; frozen ones are in none.
 
     Args:
         optim_wrapper_cfg: mmengine's optimizer wrapper config; its ``optimizer`` needs ``lr``.
-        paramwise_cfg: ``decay_rate`` in (0, 1] (1 = the same rate everywhere), and ``no_weight_decay``, which parameters have no
-            weight decay: 'norm_and_pos_embed' (default; ViTDet: biases do decay), '1d' (MAE's UperNet) or '1d_and_embeddings'
-            (MAE's classification: position embedding and cls token neither).
+        paramwise_cfg: ``decay_rate`` in (0, 1] (1 = the same rate everywhere), and ``no_weight_decay``, which
+            parameters have no weight decay: 'norm_and_pos_embed' (default; ViTDet: biases do decay), '1d' (MAE's
+            UperNet) or '1d_and_embeddings' (MAE's classification: position embedding and cls token neither).
 
     Raises:
         ValueError: If an option is missing, unknown or out of range.
@@ -65,19 +71,28 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         options = {'no_weight_decay': 'norm_and_pos_embed', **(paramwise_cfg or {})}
         if set(options) != {'decay_rate', 'no_weight_decay'}:
-            raise ValueError('paramwise_cfg needs decay_rate and may have no_weight_decay, nothing else; '
-                             f'got {sorted(paramwise_cfg or {})}')
+            raise ValueError(
+                'paramwise_cfg needs decay_rate and may have no_weight_decay, nothing else; '
+                f'got {sorted(paramwise_cfg or {})}'
+            )
         if not 0 < options['decay_rate'] <= 1:
             raise ValueError(f'decay_rate must be in (0, 1], got {options["decay_rate"]}')
         if options['no_weight_decay'] not in NO_WEIGHT_DECAY:
-            raise ValueError(f'no_weight_decay must be one of {sorted(NO_WEIGHT_DECAY)}, got {options["no_weight_decay"]!r}')
+            raise ValueError(
+                f'no_weight_decay must be one of {sorted(NO_WEIGHT_DECAY)}, got {options["no_weight_decay"]!r}'
+            )
         if self.base_lr is None:
             raise ValueError(f'layer-wise decay needs lr in the optimizer, got {self.optimizer_cfg}')
         self.decay_rate = options['decay_rate']
         self.has_no_weight_decay = NO_WEIGHT_DECAY[options['no_weight_decay']]
 
-    def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '',
-                   is_dcn_module: int | float | None = None) -> None:
+    def add_params(
+        self,
+        params: list[dict[str, Any]],
+        module: nn.Module,
+        prefix: str = '',
+        is_dcn_module: int | float | None = None,
+    ) -> None:
         """Appends the parameter groups of a model, deepest layers first.
 
         Args:
@@ -91,9 +106,11 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
         """
         backbone = getattr(module, BACKBONE, None)
         if backbone is None or not hasattr(backbone, 'get_layer_depth'):
-            raise TypeError('layer-wise decay asks model.backbone.get_layer_depth(param_name, prefix), which '
-                            f'{type(module).__name__} with backbone {type(backbone).__name__} does not have: '
-                            'use ADDPViT as the backbone, or another optim_wrapper.constructor')
+            raise TypeError(
+                'layer-wise decay asks model.backbone.get_layer_depth(param_name, prefix), which '
+                f'{type(module).__name__} with backbone {type(backbone).__name__} does not have: '
+                'use ADDPViT as the backbone, or another optim_wrapper.constructor'
+            )
         modules = dict(module.named_modules())
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         num_frozen = 0
@@ -105,15 +122,17 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
             layer, num_layers = backbone.get_layer_depth(clean_name, f'{BACKBONE}.')
             decays = not self.has_no_weight_decay(modules[name.rpartition('.')[0]], clean_name, param)
             if (layer, decays) not in groups:
-                groups[layer, decays] = dict(params=[], lr=self.base_lr * self.decay_rate**(num_layers - 1 - layer))
+                groups[layer, decays] = dict(params=[], lr=self.base_lr * self.decay_rate ** (num_layers - 1 - layer))
                 if not decays:
                     groups[layer, decays]['weight_decay'] = 0.0  # the others have the optimizer's
             groups[layer, decays]['params'].append(param)
         params.extend(groups[key] for key in sorted(groups, reverse=True))
         rates = [group['lr'] for group in groups.values()]
-        print_log(f'layer-wise learning-rate decay {self.decay_rate}: {len(groups)} parameter groups, learning rates '
-                  f'{min(rates, default=0.0):.3g} to {max(rates, default=0.0):.3g}, {num_frozen} frozen parameters left out',
-                  logger='current')
+        print_log(
+            f'layer-wise learning-rate decay {self.decay_rate}: {len(groups)} parameter groups, learning rates '
+            f'{min(rates, default=0.0):.3g} to {max(rates, default=0.0):.3g}, {num_frozen} frozen parameters left out',
+            logger='current',
+        )
 
 
 def _without_wrappers(name: str) -> str:

@@ -34,7 +34,8 @@ def use_amp(cfg: Config, cuda: bool) -> None:
     """Turns plain optimizer wrappers of a config into mixed-precision ones, in place.
 
     Args:
-        cfg: Training config. ``optim_wrapper.dtype`` chooses 'float16' (with dynamic loss scaling; the default) or 'bfloat16'.
+        cfg: Training config. ``optim_wrapper.dtype`` chooses 'float16' (with dynamic loss scaling; the default) or
+            'bfloat16'.
         cuda: Whether the run has CUDA. Without it, it is bfloat16 in any case.
 
     Raises:

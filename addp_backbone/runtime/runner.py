@@ -17,20 +17,23 @@ from addp_backbone.runtime.processes import WorkerInit
 class StageRunner(Runner):
     """mmengine's Runner, but resuming and testing refuse a checkpoint that does not hold all the weights; nothing is passed over.
 
-    Starting from weights (``load_from`` in training) stays lenient, as heads may differ in their number of classes; mmengine logs what
-    differs. Data workers end with the run, also if it is killed.
+    Starting from weights (``load_from`` in training) stays lenient, as heads may differ in their number of classes;
+    mmengine logs what differs. Data workers end with the run, also if it is killed.
     """
 
     @staticmethod
-    def build_dataloader(dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
+    def build_dataloader(
+        dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
         """Builds a data loader as mmengine does."""
         loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         if not isinstance(loader.worker_init_fn, WorkerInit):
             loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
         return loader
 
-    def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', strict: bool = False,
-                        revise_keys: list | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, filename: str, map_location: str | Callable = 'cpu', strict: bool = False, revise_keys: list | None = None
+    ) -> dict[str, Any]:
         """Loads ``filename`` as mmengine does.
 
         Raises:
@@ -54,11 +57,16 @@ def check_weights(path: str, given: dict[str, Tensor], wanted: dict[str, Tensor]
     """
     given = {name.removeprefix('module.'): tensor for name, tensor in given.items()}
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    shapes = [f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in wanted.items()
-              if name in given and given[name].shape != tensor.shape]
+    shapes = [
+        f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}'
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
     if missing or unexpected or shapes:
-        raise CheckpointError(f'{path} does not fit the model of this config. Missing: {_some(missing)}. Unknown to the model: '
-                              f'{_some(unexpected)}. Of another shape: {_some(shapes)}. Use the config the checkpoint was trained with')
+        raise CheckpointError(
+            f'{path} does not fit the model of this config. Missing: {_some(missing)}. Unknown to the model: '
+            f'{_some(unexpected)}. Of another shape: {_some(shapes)}. Use the config the checkpoint was trained with'
+        )
 
 
 def read_checkpoints_safely() -> None:

@@ -68,13 +68,17 @@ class StopOnBadLoss(Hook):
 
     priority = 'VERY_HIGH'  # before anything is saved
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
         """Looks at every entry of ``outputs`` whose name holds 'loss'.
 
         Raises:
             BadLossError: With the iteration, the entries, the last checkpoint and what to try.
         """
-        losses = {name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if 'loss' in name}
+        losses = {
+            name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if 'loss' in name
+        }
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if bad:
             raise BadLossError(f'at iteration {runner.iter + 1} {_list(bad)}. {_advice(runner)}')
@@ -87,8 +91,10 @@ class StopOnBadLoss(Hook):
         """
         bad = [name for name, parameter in runner.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
         if bad:
-            raise BadLossError(f'at iteration {runner.iter + 1} {len(bad)} parameters are not finite, among them {", ".join(bad[:3])}; the '
-                               f'model is not saved. {_advice(runner)}')
+            raise BadLossError(
+                f'at iteration {runner.iter + 1} {len(bad)} parameters are not finite, among them {", ".join(bad[:3])}; the '
+                f'model is not saved. {_advice(runner)}'
+            )
 
 
 def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
@@ -98,8 +104,8 @@ def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
         work_dir: A run's folder.
 
     Returns:
-        What ``last_checkpoint`` names, also if the folder was moved since; if that is missing or was cut while being written, the
-        newest ``iter_*.pth`` or ``epoch_*.pth``; None if there is none.
+        What ``last_checkpoint`` names, also if the folder was moved since; if that is missing or was cut while being
+        written, the newest ``iter_*.pth`` or ``epoch_*.pth``; None if there is none.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
@@ -110,7 +116,10 @@ def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
     saved = [*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')]
     newest = max(saved, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is not None:
-        print_log(f'{pointer} names no checkpoint ({named or "empty or missing"}); taking the newest, {newest.name}', logger='current')
+        print_log(
+            f'{pointer} names no checkpoint ({named or "empty or missing"}); taking the newest, {newest.name}',
+            logger='current',
+        )
     return newest
 
 
@@ -124,7 +133,13 @@ def _list(losses: dict[str, float]) -> str:
 
 def _advice(runner: Runner) -> str:
     latest = find_latest_checkpoint(runner.work_dir)
-    where = f'The last good checkpoint is {latest}; go on from it with --resume after a change' if latest else 'No checkpoint was saved yet'
-    return (f'{where}. Try, in this order: a lower learning rate or a longer warm-up (optim_wrapper.optimizer.lr, param_scheduler), '
-            'gradient clipping (optim_wrapper.clip_grad.max_norm), bfloat16 instead of float16 (optim_wrapper.dtype=bfloat16), '
-            'and a look at the data (boxes without area, labels out of range)')
+    where = (
+        f'The last good checkpoint is {latest}; go on from it with --resume after a change'
+        if latest
+        else 'No checkpoint was saved yet'
+    )
+    return (
+        f'{where}. Try, in this order: a lower learning rate or a longer warm-up (optim_wrapper.optimizer.lr, param_scheduler), '
+        'gradient clipping (optim_wrapper.clip_grad.max_norm), bfloat16 instead of float16 (optim_wrapper.dtype=bfloat16), '
+        'and a look at the data (boxes without area, labels out of range)'
+    )

@@ -1,7 +1,7 @@
 """``--auto-scale-lr``: fits learning rate and iteration counts of a config to the global batch it is really run with.
 
-The config says for which batch its values are: ``auto_scale_lr=dict(enable=False, base_batch_size=64, rule='linear')``; ``enable`` and
-``base_batch_size`` mean what they mean to mmdet, ``rule`` is 'linear' (default) or 'sqrt'.
+The config says for which batch its values are: ``auto_scale_lr=dict(enable=False, base_batch_size=64, rule='linear')``;
+``enable`` and ``base_batch_size`` mean what they mean to mmdet, ``rule`` is 'linear' (default) or 'sqrt'.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Change:
 class _Clock:
     """Converts iteration numbers of the config to those of the run.
 
-    The same images are seen in ``ratio`` times the iterations. Warm-up keeps its number of optimizer steps, whatever the batch: early
-    instability goes with steps, not with images.
+    The same images are seen in ``ratio`` times the iterations. Warm-up keeps its number of optimizer steps, whatever
+    the batch: early instability goes with steps, not with images.
     """
 
     ratio: Fraction
@@ -56,11 +56,11 @@ class _Clock:
 def scale_lr(cfg: Config, world_size: int) -> list[Change]:
     """Scales learning rates, and for iteration-based training the schedule, to the real global batch; changes ``cfg`` in place.
 
-    The real batch is ``train_dataloader.batch_size * world_size * accumulative_counts``. Learning rates take the ratio of real to base
-    batch, or its square root; ``max_iters``, milestones, ends and periods of schedulers, and the intervals of validation and
-    checkpoints take the inverse, so that as many images are seen between them. Warm-up keeps its number of optimizer steps. Values
-    after scaling are multiples of ``accumulative_counts``. Epoch-based schedules need no change. ``auto_scale_lr.enable`` is off
-    afterwards, lest mmengine scales a second time.
+    The real batch is ``train_dataloader.batch_size * world_size * accumulative_counts``. Learning rates take the ratio
+    of real to base batch, or its square root; ``max_iters``, milestones, ends and periods of schedulers, and the
+    intervals of validation and checkpoints take the inverse, so that as many images are seen between them. Warm-up
+    keeps its number of optimizer steps. Values after scaling are multiples of ``accumulative_counts``. Epoch-based
+    schedules need no change. ``auto_scale_lr.enable`` is off afterwards, lest mmengine scales a second time.
 
     Args:
         cfg: A training config with ``auto_scale_lr``.
@@ -70,15 +70,17 @@ def scale_lr(cfg: Config, world_size: int) -> list[Change]:
         What changed, empty if the batch is the base batch.
 
     Raises:
-        LaunchError: If ``auto_scale_lr`` or its ``base_batch_size`` is absent, the rule is unknown, or no iteration would be left
-            after warm-up.
+        LaunchError: If ``auto_scale_lr`` or its ``base_batch_size`` is absent, the rule is unknown, or no iteration
+            would be left after warm-up.
     """
     settings = cfg.get('auto_scale_lr') or {}
     base_batch = settings.get('base_batch_size')
     rule = settings.get('rule', 'linear')
     if not isinstance(base_batch, int) or base_batch < 1:
-        raise LaunchError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the batch that its learning rate '
-                         f'is for; got base_batch_size={base_batch!r}')
+        raise LaunchError(
+            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the batch that its learning rate '
+            f'is for; got base_batch_size={base_batch!r}'
+        )
     if rule not in RULES:
         raise LaunchError(f'auto_scale_lr.rule is {rule!r}, wanted one of {RULES}')
     settings['enable'] = False
@@ -101,7 +103,9 @@ def describe_changes(changes: list[Change], base_batch: int, real_batch: int) ->
         return f'auto-scale-lr: the global batch is {real_batch}, as in the config; nothing to change'
     width = max(len(change.option) for change in changes)
     rows = [f'  {change.option:{width}}  {_short(change.before)} -> {_short(change.after)}' for change in changes]
-    return '\n'.join([f'auto-scale-lr: the config is for a global batch of {base_batch}, this run has {real_batch}:', *rows])
+    return '\n'.join(
+        [f'auto-scale-lr: the config is for a global batch of {base_batch}, this run has {real_batch}:', *rows]
+    )
 
 
 def optim_wrappers(cfg: Config) -> Iterator[tuple[str, Any]]:
@@ -122,15 +126,19 @@ def _scale_iterations(cfg: Config, changes: list[Change], ratio: Fraction, accum
     clock = _Clock(ratio, accumulation, warmup_iters)
     total = clock(cfg.train_cfg.max_iters)
     if total <= clock(warmup_iters):
-        raise LaunchError(f'--auto-scale-lr would leave {total} of {cfg.train_cfg.max_iters} iterations, no more than the warm-up of '
-                         f'{clock(warmup_iters)}; take a smaller global batch, or leave the option out and choose lr and max_iters yourself')
+        raise LaunchError(
+            f'--auto-scale-lr would leave {total} of {cfg.train_cfg.max_iters} iterations, no more than the warm-up of '
+            f'{clock(warmup_iters)}; take a smaller global batch, or leave the option out and choose lr and max_iters yourself'
+        )
     for index, scheduler in by_iter:
         _scale_scheduler(scheduler, changes, 'param_scheduler' if index is None else f'param_scheduler.{index}', clock)
     for key in ('max_iters', 'val_interval', 'val_begin'):
         if cfg.train_cfg.get(key, 1) > 1:
             _replace(changes, cfg.train_cfg, key, 'train_cfg', _interval(cfg.train_cfg[key], clock))
     if cfg.train_cfg.get('dynamic_intervals'):
-        scaled = [(_interval(start, clock), _interval(interval, clock)) for start, interval in cfg.train_cfg.dynamic_intervals]
+        scaled = [
+            (_interval(start, clock), _interval(interval, clock)) for start, interval in cfg.train_cfg.dynamic_intervals
+        ]
         _replace(changes, cfg.train_cfg, 'dynamic_intervals', 'train_cfg', scaled)
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if not checkpoint.get('by_epoch', True):
@@ -164,8 +172,11 @@ def _interval(iters: int, clock: _Clock) -> int:
 
 def _is_warmup(scheduler: Any) -> bool:
     kind = str(scheduler['type']).rsplit('.', 1)[-1].removesuffix("'>")
-    return kind.startswith(('LinearLR', 'ConstantLR', 'LinearParam', 'ConstantParam')) and not scheduler.get('begin', 0) and (
-        scheduler.get('end') is not None)
+    return (
+        kind.startswith(('LinearLR', 'ConstantLR', 'LinearParam', 'ConstantParam'))
+        and not scheduler.get('begin', 0)
+        and (scheduler.get('end') is not None)
+    )
 
 
 def _replace(changes: list[Change], target: Any, key: str, option: str, value: Any) -> None:

@@ -1,8 +1,9 @@
 """Exact resume: every random number of a run is a function of (seed, rank, iteration) or (seed, place in the data stream).
 
-Nothing has to be stored, so it does not matter where a run was cut, how many data workers it has, or whether it validated in between.
-A config asks for it with ``sampler=dict(type='SeededInfiniteSampler', shuffle=True)``, ``dict(type='SeedAugmentation')`` as first step
-of the training pipeline, and the hook ``dict(type='SeedEachIteration')`` (tools/train.py adds the hook where it is missing).
+Nothing has to be stored, so it does not matter where a run was cut, how many data workers it has, or whether it
+validated in between. A config asks for it with ``sampler=dict(type='SeededInfiniteSampler', shuffle=True)``,
+``dict(type='SeedAugmentation')`` as first step of the training pipeline, and the hook
+``dict(type='SeedEachIteration')`` (tools/train.py adds the hook where it is missing).
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def seed_everything(seed: int) -> None:
 class SampleIndex(int):
     """A sample's place in the data set that carries the seed of its augmentation.
 
-    Subtraction and modulo keep the seed, for they are how ``ConcatDataset`` and ``RepeatDataset`` find the index within.
+    Subtraction and modulo keep the seed, for they are how ``ConcatDataset`` and ``RepeatDataset`` find the index
+    within.
 
     Attributes:
         seed: In [0, 2^32).
@@ -74,14 +76,16 @@ class SampleIndex(int):
 class SeededInfiniteSampler(Sampler):
     """An endless stream of samples that can start anywhere at once.
 
-    The global stream is one permutation of the data set after another, each drawn from (seed, number of the permutation). Of it, rank r
-    of w takes places r, r + w, r + 2w, ... so that the ranks together see what one process would see.
+    The global stream is one permutation of the data set after another, each drawn from (seed, number of the
+    permutation). Of it, rank r of w takes places r, r + w, r + 2w, ... so that the ranks together see what one process
+    would see.
 
     Args:
         dataset: The data set, not empty.
         shuffle: Whether to permute; otherwise samples come in the data set's order.
         num_repeats: Times in a row that a sample comes, each time augmented anew (repeated augmentation).
-        seed: The same on all ranks; None draws one and shares it. ``SeedEachIteration`` sets it to the resumed run's seed.
+        seed: The same on all ranks; None draws one and shares it. ``SeedEachIteration`` sets it to the resumed run's
+            seed.
 
     Raises:
         ValueError: If the data set is empty.
@@ -91,8 +95,10 @@ class SeededInfiniteSampler(Sampler):
         self.rank, self.world_size = get_dist_info()
         self.size = len(dataset)
         if not self.size:
-            raise ValueError(f'the training set ({type(dataset).__name__}) has no samples, wanted at least one; see its data_root, ann_file '
-                             'and data_prefix (and filter_cfg, which may have dropped every image)')
+            raise ValueError(
+                f'the training set ({type(dataset).__name__}) has no samples, wanted at least one; see its data_root, ann_file '
+                'and data_prefix (and filter_cfg, which may have dropped every image)'
+            )
         if num_repeats < 1:
             raise ValueError(f'num_repeats is {num_repeats}, wanted 1 (no repeats) or more')
         self.shuffle = shuffle
@@ -154,8 +160,8 @@ class SeedAugmentation:
 class SeedEachIteration(Hook):
     """Seeds every training iteration from (seed, rank, iteration), so that dropout, drop path and sampled boxes resume exactly.
 
-    It also hands the seed of a resumed run to the sampler, and lets a checkpoint within a gradient accumulation (one process) keep the
-    gradients gathered so far.
+    It also hands the seed of a resumed run to the sampler, and lets a checkpoint within a gradient accumulation (one
+    process) keep the gradients gathered so far.
     """
 
     priority = 'VERY_HIGH'
@@ -175,8 +181,11 @@ class SeedEachIteration(Hook):
         """Adds gradients that wait for the rest of their accumulation."""
         if 'optimizer' not in checkpoint:  # weights alone (the best checkpoint), or models only
             return
-        gradients = {name: parameter.grad.detach().cpu() for name, parameter in _bare_model(runner).named_parameters()
-                     if parameter.grad is not None}
+        gradients = {
+            name: parameter.grad.detach().cpu()
+            for name, parameter in _bare_model(runner).named_parameters()
+            if parameter.grad is not None
+        }
         if _is_accumulating(runner) and gradients:
             checkpoint[GRADIENTS_KEY] = gradients
 

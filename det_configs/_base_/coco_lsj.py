@@ -7,11 +7,20 @@ dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 
 train_pipeline = [
-    dict(type='SeedAugmentation'),  # the draws below follow from seed and stream position, so that a resumed run repeats them
+    dict(
+        type='SeedAugmentation'
+    ),  # the draws below follow from seed and stream position, so that a resumed run repeats them
     dict(type='LoadImageFromFile'),
-    # ViTDet: flip, scale, crop; boxes are made anew from the cropped masks; the preprocessor pads to 1024. An image that lost all
-    # its objects stays, as a negative
-    dict(type='LargeScaleJitter', scale=(1024, 1024), ratio_range=(0.1, 2.0), crop_size=(1024, 1024), flip_prob=0.5, with_mask=True),
+    # ViTDet: flip, scale, crop; boxes are made anew from the cropped masks; the preprocessor pads to 1024. An image
+    # that lost all its objects stays, as a negative
+    dict(
+        type='LargeScaleJitter',
+        scale=(1024, 1024),
+        ratio_range=(0.1, 2.0),
+        crop_size=(1024, 1024),
+        flip_prob=0.5,
+        with_mask=True,
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -32,7 +41,9 @@ train_dataloader = dict(
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
         filter_cfg=dict(filter_empty_gt=True),  # d2
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
@@ -45,9 +56,14 @@ val_dataloader = dict(
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(  # pycocotools' numbers, quicker
-    type='addp_backbone.detection.coco_metric.QuickCocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm'])
+    type='addp_backbone.detection.coco_metric.QuickCocoMetric',
+    ann_file=data_root + 'annotations/instances_val2017.json',
+    metric=['bbox', 'segm'],
+)
 test_evaluator = val_evaluator

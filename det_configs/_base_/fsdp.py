@@ -11,5 +11,7 @@ strategy = dict(
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
         use_orig_params=True,  # layer-wise decay needs each parameter's name
-        auto_wrap_policy='shard_vit_blocks'),
-    state_dict_cfg='full')
+        auto_wrap_policy='shard_vit_blocks',
+    ),
+    state_dict_cfg='full',
+)

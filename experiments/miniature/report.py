@@ -41,22 +41,33 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
         '<p>One tiny ADDP, pre-trained on generated shapes; every transfer row trained from its weights and from random ones, with the '
         f'same schedule and data, {_seeds(miniature.seeds)}. FID and IS are of a small network with random '
         'weights in place of Inception: they compare runs of this command, nothing else.</p>',
-        _table(table, len(miniature.seeds)), *(f'<p>{html.escape(note)}</p>' for note in notes),
-        '<h2>Pre-training</h2>', _figure(work / 'curves.png', 'Losses of tokenizer, token predictor and ADDP'),
+        _table(table, len(miniature.seeds)),
+        *(f'<p>{html.escape(note)}</p>' for note in notes),
+        '<h2>Pre-training</h2>',
+        _figure(work / 'curves.png', 'Losses of tokenizer, token predictor and ADDP'),
     ]
-    captions = dict(tokenizer='Tokenizer: images and their reconstructions',
-                    token_predictor='Token predictor: masked image and most likely tokens',
-                    addp='ADDP: input, mask, noisy image and prediction')
+    captions = dict(
+        tokenizer='Tokenizer: images and their reconstructions',
+        token_predictor='Token predictor: masked image and most likely tokens',
+        addp='ADDP: input, mask, noisy image and prediction',
+    )
     parts += [_figure(_last(work / name / 'pictures'), caption) for name, caption in captions.items()]
-    parts += ['<h2>Generated images</h2>', _figure(work / 'samples/grid.png', 'Drawn without any input', 420),
-              _figure(work / 'samples/steps.png', 'How one of them emerges')]
+    parts += [
+        '<h2>Generated images</h2>',
+        _figure(work / 'samples/grid.png', 'Drawn without any input', 420),
+        _figure(work / 'samples/steps.png', 'How one of them emerges'),
+    ]
     for task, title in (('det', 'Mask R-CNN'), ('seg', 'UperNet')):
         for init in INITS:
             pictures = sorted((work / f'{task}_{init}_predictions' / 'overlays').glob('*.png'))
-            parts += [f'<h2>{title} from {"ADDP" if init == "addp" else "random"} weights</h2>',
-                      *(_figure(path, path.stem, _OVERLAY_PX) for path in pictures)]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ADDP in miniature</title><style>{_STYLE}</style></head>'
-            '<body>\n' + '\n'.join(parts) + '\n</body></html>\n')
+            parts += [
+                f'<h2>{title} from {"ADDP" if init == "addp" else "random"} weights</h2>',
+                *(_figure(path, path.stem, _OVERLAY_PX) for path in pictures),
+            ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ADDP in miniature</title><style>{_STYLE}</style></head>'
+        '<body>\n' + '\n'.join(parts) + '\n</body></html>\n'
+    )
 
 
 def _table(table: dict[str, dict[str, list[float]]], num_seeds: int) -> str:
@@ -84,11 +95,15 @@ def _figure(path: Path | None, caption: str, width_px: int | None = None) -> str
     with Image.open(path) as picture:
         shown = picture.convert('RGB')
     if shown.width > _MAX_WIDTH_PX:
-        shown = shown.resize((_MAX_WIDTH_PX, round(shown.height * _MAX_WIDTH_PX / shown.width)), Image.Resampling.LANCZOS)
+        shown = shown.resize(
+            (_MAX_WIDTH_PX, round(shown.height * _MAX_WIDTH_PX / shown.width)), Image.Resampling.LANCZOS
+        )
     data = base64.b64encode(as_png(shown)).decode('ascii')
     text = html.escape(caption)
     width = f' width="{width_px}"' if width_px else ''
-    return f'<figure><img alt="{text}"{width} src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{text}"{width} src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    )
 
 
 def _last(folder: Path) -> Path | None:

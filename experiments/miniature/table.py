@@ -1,7 +1,7 @@
 """The paper's table in miniature: which commands make it, and how it is read from what they leave behind.
 
-One tiny ADDP is pre-trained on generated shapes. Then every row is trained twice, from its weights and from random ones, with the same
-schedule and data, once for each seed. ``tools/quickstart.py`` is the command.
+One tiny ADDP is pre-trained on generated shapes. Then every row is trained twice, from its weights and from random
+ones, with the same schedule and data, once for each seed. ``tools/quickstart.py`` is the command.
 """
 
 from __future__ import annotations
@@ -90,7 +90,11 @@ class Row:
 
 
 GENERATION_ROWS = (
-    Row('generation', 'Generation: Fréchet distance of random convolutions (lower is better)', 'frechet_inception_distance'),
+    Row(
+        'generation',
+        'Generation: Fréchet distance of random convolutions (lower is better)',
+        'frechet_inception_distance',
+    ),
     Row('generation', 'Generation: class score of random convolutions', 'inception_score_mean'),
 )
 TRANSFER_ROWS = (
@@ -143,43 +147,136 @@ class Miniature:
 
     def _make_data(self) -> Stage:
         s = self.sizes
-        return Stage('shapes', 35, (
-            'tools/make_shapes.py', str(self.data), '--size', str(s.side_px), *_SHAPES, '--train', str(s.train_scenes), '--val', str(s.val_scenes),
-            '--plain', str(s.plain), '--train-per-class', str(s.train_per_class), '--val-per-class', str(s.val_per_class)))
+        return Stage(
+            'shapes',
+            35,
+            (
+                'tools/make_shapes.py',
+                str(self.data),
+                '--size',
+                str(s.side_px),
+                *_SHAPES,
+                '--train',
+                str(s.train_scenes),
+                '--val',
+                str(s.val_scenes),
+                '--plain',
+                str(s.plain),
+                '--train-per-class',
+                str(s.train_per_class),
+                '--val-per-class',
+                str(s.val_per_class),
+            ),
+        )
 
     def _pretrain(self) -> list[Stage]:
         s, work = self.sizes, self.work
         tokenizer = f'model.init_cfg.tokenizer={work / "tokenizer"}'
         predictor = f'model.init_cfg.token_predictor={work / "token_predictor"}'
         return [
-            self._pretrain_one('tokenizer', 'shapes', s.tokenizer, 0.22 * s.tokenizer, 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
-                               'custom_hooks.2.stop_after_iters=' + str(s.tokenizer * 3 // 4)),
+            self._pretrain_one(
+                'tokenizer',
+                'shapes',
+                s.tokenizer,
+                0.22 * s.tokenizer,
+                'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
+                'custom_hooks.2.stop_after_iters=' + str(s.tokenizer * 3 // 4),
+            ),
             self._pretrain_one('token_predictor', 'tokenizer', s.token_predictor, 0.36 * s.token_predictor, tokenizer),
             self._pretrain_one('addp', 'token_predictor', s.addp, 0.68 * s.addp, tokenizer, predictor),
-            Stage('convert', 8, ('tools/convert_checkpoint.py', str(work / f'addp/iter_{s.addp}.pth'), str(self.backbone),
-                                 '--patch-size', '8', '--img-size', '128'), (self.backbone,), ('addp',)),
+            Stage(
+                'convert',
+                8,
+                (
+                    'tools/convert_checkpoint.py',
+                    str(work / f'addp/iter_{s.addp}.pth'),
+                    str(self.backbone),
+                    '--patch-size',
+                    '8',
+                    '--img-size',
+                    '128',
+                ),
+                (self.backbone,),
+                ('addp',),
+            ),
         ]
 
     def _pretrain_one(self, network: str, needs: str, iters: int, seconds: float, *options: str) -> Stage:
         checkpoint = self.work / network / f'iter_{iters}.pth'
-        return Stage(network, seconds, (
-            'tools/train.py', f'pretrain/configs/{network}_tiny.py', '--work-dir', str(self.work / network), '--resume', *self.precision,
-            '--cfg-options',
-            f'train_cfg.max_iters={iters}', f'train_dataloader.dataset.data_root={self.data / "plain"}',
-            f'default_hooks.checkpoint.interval={-(-iters // 4)}', *options), (checkpoint,), (needs,))
+        return Stage(
+            network,
+            seconds,
+            (
+                'tools/train.py',
+                f'pretrain/configs/{network}_tiny.py',
+                '--work-dir',
+                str(self.work / network),
+                '--resume',
+                *self.precision,
+                '--cfg-options',
+                f'train_cfg.max_iters={iters}',
+                f'train_dataloader.dataset.data_root={self.data / "plain"}',
+                f'default_hooks.checkpoint.interval={-(-iters // 4)}',
+                *options,
+            ),
+            (checkpoint,),
+            (needs,),
+        )
 
     def _generate(self) -> list[Stage]:
-        samples, reference, result = self.work / 'samples', self.work / 'reference', self.work / 'results' / 'generation.json'
+        samples, reference, result = (
+            self.work / 'samples',
+            self.work / 'reference',
+            self.work / 'results' / 'generation.json',
+        )
         return [
-            Stage('generate', 20, (
-                'tools/generate.py', 'pretrain/configs/addp_tiny.py', str(self.work / 'addp'), '--num-images', str(self.sizes.samples),
-                '--out', str(samples), '--steps-figure', '--top-p', '0.3', '--temperature', '2',
-                '--tokenizer', str(self.work / 'tokenizer')), (samples / 'grid.png',), ('addp',)),
-            Stage('reference', 10, ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32'),
-                  needs=('shapes',)),
-            Stage('fid_is', 15, ('tools/evaluate_generation.py', str(samples), str(reference), '--feature-extractor',
-                                 RANDOM_CONVOLUTIONS, '--metrics', 'fid', 'isc', '--allow-protocol-mismatch', '--out', str(result)),
-                  (result,), ('generate', 'reference')),
+            Stage(
+                'generate',
+                20,
+                (
+                    'tools/generate.py',
+                    'pretrain/configs/addp_tiny.py',
+                    str(self.work / 'addp'),
+                    '--num-images',
+                    str(self.sizes.samples),
+                    '--out',
+                    str(samples),
+                    '--steps-figure',
+                    '--top-p',
+                    '0.3',
+                    '--temperature',
+                    '2',
+                    '--tokenizer',
+                    str(self.work / 'tokenizer'),
+                ),
+                (samples / 'grid.png',),
+                ('addp',),
+            ),
+            Stage(
+                'reference',
+                10,
+                ('tools/prepare_imagenet_val.py', str(self.data / 'plain'), str(reference), '--size', '32'),
+                needs=('shapes',),
+            ),
+            Stage(
+                'fid_is',
+                15,
+                (
+                    'tools/evaluate_generation.py',
+                    str(samples),
+                    str(reference),
+                    '--feature-extractor',
+                    RANDOM_CONVOLUTIONS,
+                    '--metrics',
+                    'fid',
+                    'isc',
+                    '--allow-protocol-mismatch',
+                    '--out',
+                    str(result),
+                ),
+                (result,),
+                ('generate', 'reference'),
+            ),
         ]
 
     def _make_configs(self) -> list[Stage]:
@@ -187,36 +284,102 @@ class Miniature:
         both = [f'--{split}-images={images / split}' for split in ('train', 'val')]
         det, seg = configs / 'shapes_det.py', configs / 'shapes_seg.py'
         return [
-            Stage('det_config', 8, ('tools/new_dataset.py', 'det', '--out', str(det), '--force', '--base',
-                                    'det_configs/addp_tiny_maskrcnn_128px.py', *both,
-                                    *(f'--{split}-json={self.data}/instances_{split}.json' for split in ('train', 'val'))), (det,), ('shapes',)),
-            Stage('seg_config', 8, ('tools/new_dataset.py', 'seg', '--out', str(seg), '--force', '--base',
-                                    'seg_configs/addp_tiny_upernet_128px.py', f'--classes={self.data}/classes.json', *both,
-                                    *(f'--{split}-masks={self.data}/annotations/{split}' for split in ('train', 'val'))), (seg,), ('shapes',)),
+            Stage(
+                'det_config',
+                8,
+                (
+                    'tools/new_dataset.py',
+                    'det',
+                    '--out',
+                    str(det),
+                    '--force',
+                    '--base',
+                    'det_configs/addp_tiny_maskrcnn_128px.py',
+                    *both,
+                    *(f'--{split}-json={self.data}/instances_{split}.json' for split in ('train', 'val')),
+                ),
+                (det,),
+                ('shapes',),
+            ),
+            Stage(
+                'seg_config',
+                8,
+                (
+                    'tools/new_dataset.py',
+                    'seg',
+                    '--out',
+                    str(seg),
+                    '--force',
+                    '--base',
+                    'seg_configs/addp_tiny_upernet_128px.py',
+                    f'--classes={self.data}/classes.json',
+                    *both,
+                    *(f'--{split}-masks={self.data}/annotations/{split}' for split in ('train', 'val')),
+                ),
+                (seg,),
+                ('shapes',),
+            ),
         ]
 
     def _transfer(self, task: str, init: str, seed: int) -> list[Stage]:
         """Training and evaluation."""
-        config, seconds, options = self._classify(task, init) if task in ('finetune', 'linear') else self._predict_densely(task, init)
+        config, seconds, options = (
+            self._classify(task, init) if task in ('finetune', 'linear') else self._predict_densely(task, init)
+        )
         run, result = self.run_dir(task, init, seed), self.result_file(task, init, seed)
         name = self._name(task, init, seed)
         data, weights = (f'{task}_config', 'convert') if task in ('det', 'seg') else ('shapes', 'addp')
         needs = (data, weights) if init == 'addp' else (data,)
         return [
-            Stage(name, seconds, ('tools/train.py', str(config), '--work-dir', str(run), '--resume', *self.precision,
-                                  '--cfg-options',
-                                  f'randomness.seed={seed}', *options), (run / 'last_checkpoint',), needs),
-            Stage(f'{name}_test', 12, ('tools/test.py', str(config), str(run), '--work-dir', str(run / 'test'), '--out', str(result),
-                                       '--cfg-options', *(o for o in options if 'data_root' in o), 'model.backbone.init_cfg=None'),
-                  (result,), (name,)),
+            Stage(
+                name,
+                seconds,
+                (
+                    'tools/train.py',
+                    str(config),
+                    '--work-dir',
+                    str(run),
+                    '--resume',
+                    *self.precision,
+                    '--cfg-options',
+                    f'randomness.seed={seed}',
+                    *options,
+                ),
+                (run / 'last_checkpoint',),
+                needs,
+            ),
+            Stage(
+                f'{name}_test',
+                12,
+                (
+                    'tools/test.py',
+                    str(config),
+                    str(run),
+                    '--work-dir',
+                    str(run / 'test'),
+                    '--out',
+                    str(result),
+                    '--cfg-options',
+                    *(o for o in options if 'data_root' in o),
+                    'model.backbone.init_cfg=None',
+                ),
+                (result,),
+                (name,),
+            ),
         ]
 
     def _name(self, task: str, init: str, seed: int) -> str:
         return f'{task}_{init}_seed{seed}'
 
     def _classify(self, task: str, init: str) -> tuple[Path, float, list[str]]:
-        weights = ['model.backbone.init_cfg=None'] if init == 'random' else [
-            'model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.work}/addp/iter_{self.sizes.addp}.pth']
+        weights = (
+            ['model.backbone.init_cfg=None']
+            if init == 'random'
+            else [
+                'model.backbone.init_cfg.type=Pretrained',
+                f'model.backbone.init_cfg.checkpoint={self.work}/addp/iter_{self.sizes.addp}.pth',
+            ]
+        )
         data = [f'{part}_dataloader.dataset.data_root={self.data / "classes"}' for part in ('train', 'val', 'test')]
         options = [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
         seconds = (2.2 if task == 'finetune' else 1.1) * self.sizes.classification_epochs
@@ -225,27 +388,54 @@ class Miniature:
     def _predict_densely(self, task: str, init: str) -> tuple[Path, float, list[str]]:
         iters = self.sizes.detection if task == 'det' else self.sizes.segmentation
         warm_up = min(50, iters // 4)
-        options = [f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters + 1}',
-                   f'default_hooks.checkpoint.interval={-(-iters // 4)}', f'param_scheduler.0.end={warm_up}',
-                   f'param_scheduler.1.begin={warm_up}']
+        options = [
+            f'train_cfg.max_iters={iters}',
+            f'train_cfg.val_interval={iters + 1}',
+            f'default_hooks.checkpoint.interval={-(-iters // 4)}',
+            f'param_scheduler.0.end={warm_up}',
+            f'param_scheduler.1.begin={warm_up}',
+        ]
         if init == 'addp':
-            options += ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={self.backbone}']
+            options += [
+                'model.backbone.init_cfg.type=Pretrained',
+                f'model.backbone.init_cfg.checkpoint={self.backbone}',
+            ]
         return self.work / 'configs' / f'shapes_{task}.py', (0.57 if task == 'det' else 0.5) * iters, options
 
     def _show(self) -> list[Stage]:
         """Overlays of both dense tasks and the curves of pre-training."""
         shown = sorted(f'{self.data}/images/val/{i:06}.png' for i in range(min(_SHOWN, self.sizes.val_scenes)))
         stages = []
-        for task, iters, options in (('det', self.sizes.detection, ('--score-thr', str(_SHOWN_SCORE))), ('seg', self.sizes.segmentation, ())):
+        for task, iters, options in (
+            ('det', self.sizes.detection, ('--score-thr', str(_SHOWN_SCORE))),
+            ('seg', self.sizes.segmentation, ()),
+        ):
             for init in INITS:
                 out = self.work / f'{task}_{init}_predictions'
                 checkpoint = self.run_dir(task, init, self.seeds[0]) / f'iter_{iters}.pth'
-                stages.append(Stage(f'{task}_{init}_predict', 5, (
-                    'tools/predict.py', f'{self.work}/configs/shapes_{task}.py', str(checkpoint), *shown, '--out', str(out), *options),
-                    (out / 'predictions.json',), (self._name(task, init, self.seeds[0]),)))
+                stages.append(
+                    Stage(
+                        f'{task}_{init}_predict',
+                        5,
+                        (
+                            'tools/predict.py',
+                            f'{self.work}/configs/shapes_{task}.py',
+                            str(checkpoint),
+                            *shown,
+                            '--out',
+                            str(out),
+                            *options,
+                        ),
+                        (out / 'predictions.json',),
+                        (self._name(task, init, self.seeds[0]),),
+                    )
+                )
         curves = self.work / 'curves.png'
         runs = [str(self.work / name) for name in ('tokenizer', 'token_predictor', 'addp')]
-        return [*stages, Stage('curves', 5, ('tools/plot_curves.py', *runs, '--out', str(curves)), (curves,), ('addp',))]
+        return [
+            *stages,
+            Stage('curves', 5, ('tools/plot_curves.py', *runs, '--out', str(curves)), (curves,), ('addp',)),
+        ]
 
     def results(self) -> dict[str, dict[str, list[float]]]:
         """Reads every result file: row title -> initialisation -> one number for each seed.
@@ -259,7 +449,8 @@ class Miniature:
             table[row.title] = {'addp': [generation[name_of(row.key, RANDOM_CONVOLUTIONS)] * row.factor]}
         for row in TRANSFER_ROWS:
             table[row.title] = {
-                init: [self._read(row, init, seed) * row.factor for seed in self.seeds] for init in INITS}
+                init: [self._read(row, init, seed) * row.factor for seed in self.seeds] for init in INITS
+            }
         return table
 
     def _read(self, row: Row, init: str, seed: int) -> float:
@@ -274,7 +465,10 @@ def _times(count: int, factor: float) -> int:
 def as_markdown(results: dict[str, dict[str, list[float]]]) -> str:
     """The table as Markdown; mean and standard deviation where there are several seeds."""
     lines = ['| measured on generated shapes | ADDP weights | random weights |', '|---|---|---|']
-    lines += [f'| {title} | {as_text(numbers.get("addp"))} | {as_text(numbers.get("random"))} |' for title, numbers in results.items()]
+    lines += [
+        f'| {title} | {as_text(numbers.get("addp"))} | {as_text(numbers.get("random"))} |'
+        for title, numbers in results.items()
+    ]
     return '\n'.join(lines) + '\n'
 
 

@@ -46,17 +46,28 @@ _NEEDS = {
     GENERATION: (Need('imagenet', 'val', 50_000),),
     FINE_TUNING: _CLASSIFICATION,
     LINEAR: _CLASSIFICATION,
-    DETECTION: (Need('coco', 'train2017', 118_287), Need('coco', 'val2017', 5_000), Need('coco', 'annotations/instances_train2017.json'),
-                Need('coco', 'annotations/instances_val2017.json')),
-    SEGMENTATION: tuple(Need('ade20k', f'{kind}/{split}', count) for split, count in (('training', 20_210), ('validation', 2_000))
-                        for kind in ('images', 'annotations')),
+    DETECTION: (
+        Need('coco', 'train2017', 118_287),
+        Need('coco', 'val2017', 5_000),
+        Need('coco', 'annotations/instances_train2017.json'),
+        Need('coco', 'annotations/instances_val2017.json'),
+    ),
+    SEGMENTATION: tuple(
+        Need('ade20k', f'{kind}/{split}', count)
+        for split, count in (('training', 20_210), ('validation', 2_000))
+        for kind in ('images', 'annotations')
+    ),
 }
 _SHAPES_NEEDS = {
     GENERATION: (Need('shapes', 'plain'),),
     FINE_TUNING: (Need('shapes', 'classes/train'), Need('shapes', 'classes/val')),
     LINEAR: (Need('shapes', 'classes/train'), Need('shapes', 'classes/val')),
-    DETECTION: tuple(Need('shapes', name) for name in ('images/train', 'images/val', 'instances_train.json', 'instances_val.json')),
-    SEGMENTATION: tuple(Need('shapes', name) for name in ('images/train', 'images/val', 'annotations/train', 'annotations/val')),
+    DETECTION: tuple(
+        Need('shapes', name) for name in ('images/train', 'images/val', 'instances_train.json', 'instances_val.json')
+    ),
+    SEGMENTATION: tuple(
+        Need('shapes', name) for name in ('images/train', 'images/val', 'annotations/train', 'annotations/val')
+    ),
 }
 LAYOUT_HINT = {
     'imagenet': 'ROOT/{train,val}/<1000 class folders>/*.JPEG',
@@ -88,7 +99,9 @@ def check_data(settings: Settings) -> list[Finding]:
     for task in settings.tasks:
         for need in table[task]:
             tasks_of[need] = (*tasks_of.get(need, ()), task)
-    return [Finding(tasks, text, missing) for need, tasks in tasks_of.items() for text, missing in _look(settings, need)]
+    return [
+        Finding(tasks, text, missing) for need, tasks in tasks_of.items() for text, missing in _look(settings, need)
+    ]
 
 
 def _look(settings: Settings, need: Need) -> Iterator[tuple[str, bool]]:
@@ -115,8 +128,11 @@ def find_problems(settings: Settings, plan: Plan, findings: Sequence[Finding], h
         findings: Of :func:`check_data`.
         here: Whether it is to run on this machine.
     """
-    return [*(finding.text for finding in findings if finding.missing or not settings.allow_mismatch), *check_checkpoints(settings),
-            *check_machine(settings, plan, here)]
+    return [
+        *(finding.text for finding in findings if finding.missing or not settings.allow_mismatch),
+        *check_checkpoints(settings),
+        *check_machine(settings, plan, here),
+    ]
 
 
 def check_checkpoints(settings: Settings) -> list[str]:
@@ -125,7 +141,10 @@ def check_checkpoints(settings: Settings) -> list[str]:
     for init in settings.inits:
         if init.path is not None and not init.path.is_file():
             known = init.path.stem in PUBLISHED_FILES
-            problems.append(f'{init.path} does not exist' + (f': python tools/download_weights.py {init.path.stem}' if known else ''))
+            problems.append(
+                f'{init.path} does not exist'
+                + (f': python tools/download_weights.py {init.path.stem}' if known else '')
+            )
     if GENERATION in settings.tasks:
         problems += _check_inception(settings) if settings.recipe.extractor == INCEPTION else []
         problems += [] if settings.recipe.shapes or settings.tokenizer else _check_tokenizer(settings)
@@ -139,20 +158,28 @@ def check_machine(settings: Settings, plan: Plan, here: bool) -> list[str]:
     place = next(folder for folder in (settings.work_dir, *settings.work_dir.parents) if folder.exists())
     free = shutil.disk_usage(place).free / 1e9
     if free < wanted:
-        problems.append(f'{place} has {free:.0f} GB free, and about {wanted:.0f} GB are needed (estimate): free some, or give another --work-dir')
+        problems.append(
+            f'{place} has {free:.0f} GB free, and about {wanted:.0f} GB are needed (estimate): free some, or give another --work-dir'
+        )
     found = torch.cuda.device_count()
     if here and not settings.recipe.shapes and found < settings.num_gpus:
-        problems.append(f'--gpus {settings.num_gpus}, but this machine has {found}: give their number, or --slurm for a cluster')
+        problems.append(
+            f'--gpus {settings.num_gpus}, but this machine has {found}: give their number, or --slurm for a cluster'
+        )
     return problems
 
 
 def count_images(folder: Path) -> int:
     """Number of images in a folder and all below it."""
-    return sum(name.lower().endswith(IMAGE_ENDINGS) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sum(
+        name.lower().endswith(IMAGE_ENDINGS) for _, _, names in os.walk(folder, followlinks=True) for name in names
+    )
 
 
 def _check_inception(settings: Settings) -> Iterator[str]:
-    usual = REPOSITORY / 'exp/pretrained_model' / INCEPTION_FILE  # where the commands, which run in the repository, look first
+    usual = (
+        REPOSITORY / 'exp/pretrained_model' / INCEPTION_FILE
+    )  # where the commands, which run in the repository, look first
     try:
         weights = find_inception_weights(settings.inception_weights or (usual if usual.is_file() else None))
     except ValueError as error:

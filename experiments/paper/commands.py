@@ -31,8 +31,12 @@ def make_plan(settings: Settings) -> Plan:
     """
     plan = Plan(settings.work_dir)
     trainings = [task for task in settings.tasks if task != GENERATION]
-    starts = {(init.name, task): _convert(plan, settings, init, task)
-              for task in trainings for init in settings.inits if init.format != RANDOM}
+    starts = {
+        (init.name, task): _convert(plan, settings, init, task)
+        for task in trainings
+        for init in settings.inits
+        if init.format != RANDOM
+    }
     for task in settings.tasks:
         for init in settings.inits:
             if task != GENERATION:
@@ -46,14 +50,23 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def _convert(plan: Plan, settings: Settings, init: Initialization, task: str) -> Stage:
-    if task in (FINE_TUNING, LINEAR):  # a classifier resizes patches and positions itself when it loads, to the size in its config
+    if task in (
+        FINE_TUNING,
+        LINEAR,
+    ):  # a classifier resizes patches and positions itself when it loads, to the size in its config
         name, more = 'classifier', ['--for', 'classifier', '--img-size', 0, '--patch-size', 0]
     else:
         backbone = Config.fromfile(REPOSITORY / settings.recipe.training[task].config).model.backbone
         name, more = 'backbone', ['--img-size', backbone.pretrain_img_size, '--patch-size', backbone.patch_size]
-    return plan.add(f'{settings.model}/{init.name}/{name}', 'convert_checkpoint', [init.path, f'{HERE}/{BACKBONE_FILE}'],
-                    ['--format', init.format, *more], uses_gpu=False, identity=_checksum(init.path),
-                    cost=Cost(disk_gb=1.3 if settings.model == 'large' else 0.4))
+    return plan.add(
+        f'{settings.model}/{init.name}/{name}',
+        'convert_checkpoint',
+        [init.path, f'{HERE}/{BACKBONE_FILE}'],
+        ['--format', init.format, *more],
+        uses_gpu=False,
+        identity=_checksum(init.path),
+        cost=Cost(disk_gb=1.3 if settings.model == 'large' else 0.4),
+    )
 
 
 def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: str, start: Stage | None) -> Stage:
@@ -70,19 +83,33 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
     except ValueError as error:
         raise RequestError(str(error)) from error
     common = [*_data_options(settings, task), *_structure_options(init, task), *settings.task_options(task)]
-    train = plan.add(f'{name}-train', 'train', [config],
-                     ['--work-dir', HERE, '--resume', *training.options, '--cfg-options', *_weights_options(start), *batch, *common],
-                     needs=[start, *data] if start else data, num_processes=processes, cost=training.cost)
-    return plan.add(f'{name}-test', 'test', [config, train.folder],
-                    ['--work-dir', HERE, '--out', f'{HERE}/{METRICS_FILE}', '--cfg-options', *_weights_options(None), *common],
-                    needs=[train, *data], num_processes=processes)
+    train = plan.add(
+        f'{name}-train',
+        'train',
+        [config],
+        ['--work-dir', HERE, '--resume', *training.options, '--cfg-options', *_weights_options(start), *batch, *common],
+        needs=[start, *data] if start else data,
+        num_processes=processes,
+        cost=training.cost,
+    )
+    return plan.add(
+        f'{name}-test',
+        'test',
+        [config, train.folder],
+        ['--work-dir', HERE, '--out', f'{HERE}/{METRICS_FILE}', '--cfg-options', *_weights_options(None), *common],
+        needs=[train, *data],
+        num_processes=processes,
+    )
 
 
 def _weights_options(start: Stage | None) -> list[str]:
     """What training starts from; None: random weights, or a checkpoint of training that is loaded later."""
     if start is None:
         return ['model.backbone.init_cfg=None']
-    return ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={start.folder / BACKBONE_FILE}']
+    return [
+        'model.backbone.init_cfg.type=Pretrained',
+        f'model.backbone.init_cfg.checkpoint={start.folder / BACKBONE_FILE}',
+    ]
 
 
 def _structure_options(init: Initialization, task: str) -> list[str]:
@@ -100,8 +127,11 @@ def _data_options(settings: Settings, task: str) -> list[str]:
         return [f'{loader}.dataset.data_root={settings.data["ade20k"]}' for loader in LOADERS]
     root = settings.data['coco']
     annotations = f'{root}/annotations/instances_val2017.json'
-    return [*(f'{loader}.dataset.data_root={root}/' for loader in LOADERS), f'val_evaluator.ann_file={annotations}',
-            f'test_evaluator.ann_file={annotations}']
+    return [
+        *(f'{loader}.dataset.data_root={root}/' for loader in LOADERS),
+        f'val_evaluator.ann_file={annotations}',
+        f'test_evaluator.ann_file={annotations}',
+    ]
 
 
 def _shapes_config(plan: Plan, settings: Settings, task: str) -> Stage:
@@ -109,11 +139,16 @@ def _shapes_config(plan: Plan, settings: Settings, task: str) -> Stage:
     options: list[object] = ['--out', f'{HERE}/data.py', '--force', '--base', base]
     for split in SPLITS:
         options += [f'--{split}-images', root / 'images' / split]
-        options += ([f'--{split}-json', root / f'instances_{split}.json'] if task == DETECTION else
-                    [f'--{split}-masks', root / 'annotations' / split])
+        options += (
+            [f'--{split}-json', root / f'instances_{split}.json']
+            if task == DETECTION
+            else [f'--{split}-masks', root / 'annotations' / split]
+        )
     if task == SEGMENTATION:
         options += ['--classes', root / 'classes.json']
-    return plan.add(f'data/{_FOLDERS[task]}', 'new_dataset', ['det' if task == DETECTION else 'seg'], options, uses_gpu=False)
+    return plan.add(
+        f'data/{_FOLDERS[task]}', 'new_dataset', ['det' if task == DETECTION else 'seg'], options, uses_gpu=False
+    )
 
 
 def _generate(plan: Plan, settings: Settings, init: Initialization) -> Stage:
@@ -121,20 +156,43 @@ def _generate(plan: Plan, settings: Settings, init: Initialization) -> Stage:
     assert init.path is not None
     tokenizer = ['--tokenizer', settings.tokenizer] if settings.tokenizer else []
     options = settings.task_options(GENERATION)
-    images = plan.add(f'{name}/images', 'generate', [recipe.generator, init.path],
-                      ['--num-images', settings.num_images or recipe.num_images, '--out', f'{HERE}/images',
-                       '--batch-size', _GENERATED_AT_ONCE, *tokenizer, *(['--cfg-options', *options] if options else [])],
-                      num_processes=settings.num_gpus, cost=recipe.generation_cost, identity=_checksum(init.path))
+    images = plan.add(
+        f'{name}/images',
+        'generate',
+        [recipe.generator, init.path],
+        [
+            '--num-images',
+            settings.num_images or recipe.num_images,
+            '--out',
+            f'{HERE}/images',
+            '--batch-size',
+            _GENERATED_AT_ONCE,
+            *tokenizer,
+            *(['--cfg-options', *options] if options else []),
+        ],
+        num_processes=settings.num_gpus,
+        cost=recipe.generation_cost,
+        identity=_checksum(init.path),
+    )
     source = settings.data['shapes'] / 'plain' if recipe.shapes else settings.data['imagenet'] / 'val'
     size = [] if recipe.image_px == SIZE_PX else ['--size', recipe.image_px]
-    reference = plan.add('data/reference', 'prepare_imagenet_val', [source, f'{HERE}/images', *size],
-                         uses_gpu=False, cost=_REFERENCE_COST)
+    reference = plan.add(
+        'data/reference',
+        'prepare_imagenet_val',
+        [source, f'{HERE}/images', *size],
+        uses_gpu=False,
+        cost=_REFERENCE_COST,
+    )
     weights = ['--inception-weights', settings.inception_weights] if settings.inception_weights else []
     extractor = ['--feature-extractor', recipe.extractor] if recipe.extractor != INCEPTION else []
     mismatch = ['--allow-protocol-mismatch'] if settings.allow_mismatch or recipe.shapes else []
-    return plan.add(f'{name}/fid', 'evaluate_generation', [images.folder / 'images', reference.folder / 'images'],
-                    ['--out', f'{HERE}/{METRICS_FILE}', '--metrics', 'fid', 'isc', *weights, *extractor, *mismatch],
-                    needs=[images, reference])
+    return plan.add(
+        f'{name}/fid',
+        'evaluate_generation',
+        [images.folder / 'images', reference.folder / 'images'],
+        ['--out', f'{HERE}/{METRICS_FILE}', '--metrics', 'fid', 'isc', *weights, *extractor, *mismatch],
+        needs=[images, reference],
+    )
 
 
 def _checksum(path: Path | None) -> str:

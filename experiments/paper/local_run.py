@@ -49,8 +49,11 @@ def run_plan(plan: Plan, report: Callable[[str], None], execute: Execute = run_i
         The stages that failed.
     """
     with alone(plan.work_dir) as lock:
-        return [stage for number, stage in enumerate(plan.stages, 1)
-                if not _run(stage, f'[{number}/{len(plan.stages)}] {stage.name}', report, execute, lock)]
+        return [
+            stage
+            for number, stage in enumerate(plan.stages, 1)
+            if not _run(stage, f'[{number}/{len(plan.stages)}] {stage.name}', report, execute, lock)
+        ]
 
 
 def _run(stage: Stage, title: str, report: Callable[[str], None], execute: Execute, lock: int) -> bool:
@@ -69,7 +72,9 @@ def _run(stage: Stage, title: str, report: Callable[[str], None], execute: Execu
     code = execute(stage, log, lock)
     seconds = time.monotonic() - began
     if code:
-        report(f'{title}: FAILED with exit code {code} after {seconds:.0f} s; the end of its log:\n{indent(end_of(log), "    ")}')
+        report(
+            f'{title}: FAILED with exit code {code} after {seconds:.0f} s; the end of its log:\n{indent(end_of(log), "    ")}'
+        )
         return False
     replace_file(stage.folder / FINISHED_FILE, finished_mark(stage, round(seconds)))
     report(f'{title}: {seconds:.0f} s')
@@ -78,8 +83,17 @@ def _run(stage: Stage, title: str, report: Callable[[str], None], execute: Execu
 
 def finished_mark(stage: Stage, seconds: int | None = None) -> str:
     """What ``finished.json`` says: the command, and the seconds of its last run (a cut training's earlier ones are not in it)."""
-    return json.dumps(dict(command=[f'tools/{stage.tool}.py', *stage.positional, *stage.options], processes=stage.num_processes,
-                           seconds=seconds), ensure_ascii=False) + '\n'
+    return (
+        json.dumps(
+            dict(
+                command=[f'tools/{stage.tool}.py', *stage.positional, *stage.options],
+                processes=stage.num_processes,
+                seconds=seconds,
+            ),
+            ensure_ascii=False,
+        )
+        + '\n'
+    )
 
 
 def describe_cost(stage: Stage) -> str:

@@ -1,8 +1,9 @@
 """Stages: commands in the order of their needs, each with a folder of its own that is named after the command.
 
-The folder's name ends in a checksum of the command, which names the folders of earlier stages. So a changed command (or checkpoint)
-means another folder, there and in all stages that build on it: what was made by another command is never taken for this one's, and
-going back to the former command finds its results again. ``finished.json`` is written once the command has ended well.
+The folder's name ends in a checksum of the command, which names the folders of earlier stages. So a changed command (or
+checkpoint) means another folder, there and in all stages that build on it: what was made by another command is never
+taken for this one's, and going back to the former command finds its results again. ``finished.json`` is written once
+the command has ended well.
 """
 
 from __future__ import annotations
@@ -67,8 +68,17 @@ class Stage:
     def slurm_command(self, python: str) -> list[str]:
         """For a job script, whose tasks are the processes."""
         launcher = ['--launcher', 'slurm'] if self.num_processes > 1 else []
-        return ['srun', f'--cpus-per-task={CPUS_PER_TASK}', '--kill-on-bad-exit=1', python, '-u', f'tools/{self.tool}.py',
-                *self.positional, *launcher, *self.options]
+        return [
+            'srun',
+            f'--cpus-per-task={CPUS_PER_TASK}',
+            '--kill-on-bad-exit=1',
+            python,
+            '-u',
+            f'tools/{self.tool}.py',
+            *self.positional,
+            *launcher,
+            *self.options,
+        ]
 
 
 @dataclass
@@ -85,8 +95,19 @@ class Plan:
     stages: list[Stage] = field(default_factory=list)
     evaluations: dict[tuple[str, str], Stage] = field(default_factory=dict)
 
-    def add(self, name: str, tool: str, positional: Sequence[object], options: Sequence[object] = (), *, needs: Sequence[Stage] = (),
-            num_processes: int = 1, uses_gpu: bool = True, cost: Cost = FREE, identity: str = '') -> Stage:
+    def add(
+        self,
+        name: str,
+        tool: str,
+        positional: Sequence[object],
+        options: Sequence[object] = (),
+        *,
+        needs: Sequence[Stage] = (),
+        num_processes: int = 1,
+        uses_gpu: bool = True,
+        cost: Cost = FREE,
+        identity: str = '',
+    ) -> Stage:
         """Adds a stage, or finds the one that is the same.
 
         Args:

@@ -47,7 +47,8 @@ class Training:
         global_batch: Images an optimizer step, on any number of GPUs; 0: whatever the config gives on that number.
         images_per_gpu: At most; what the config says.
         options: More of tools/train.py.
-        intervals: Options that count iterations and do not follow gradient accumulation by themselves, with the config's values.
+        intervals: Options that count iterations and do not follow gradient accumulation by themselves, with the
+            config's values.
     """
 
     config: str
@@ -97,7 +98,9 @@ class Recipe:
 VITDET_BASIS = "ViTDet's published seconds an iteration on 64 A100, x 184375 x 64"
 MAE_BASIS = "MAE's published time on 32 V100 at 224 px, x (256/224)^2"
 _DETECTION = "Mask R-CNN, recipe ViTDet (the paper's is unpublished): 100 epochs, batch 64, 1024 px; val2017, one size"
-_SEGMENTATION = "UperNet, recipe MAE (the paper's is unpublished): 160k iterations, batch 16; validation, 512 px slide, one size"
+_SEGMENTATION = (
+    "UperNet, recipe MAE (the paper's is unpublished): 160k iterations, batch 16; validation, 512 px slide, one size"
+)
 _FINE_TUNING = 'published recipe: {} epochs, 256 px, batch 1024; last checkpoint, val, crop ratio 1.0'
 _LINEAR = "MAE's recipe: 90 epochs, 256 px, batch 16384; last checkpoint, val, crop ratio 1.0"
 _EPOCH_INTERVALS = {'train_cfg.val_interval': 1252, 'default_hooks.checkpoint.interval': 1252}
@@ -112,37 +115,61 @@ def _recipe(model: str, epochs: int, hours: dict[str, Cost], segmentation_note: 
         released=f'addp-vit-{model}-16',
         generation_cost=hours[GENERATION],
         training={
-            FINE_TUNING: Training(finetune, _FINE_TUNING.format(epochs), hours[FINE_TUNING], 1024, 128, intervals=_EPOCH_INTERVALS),
-            LINEAR: Training(f'pretrain/configs/linear_{model}.py', _LINEAR, hours[LINEAR], 16384, 512, intervals=_LINEAR_INTERVALS),
+            FINE_TUNING: Training(
+                finetune, _FINE_TUNING.format(epochs), hours[FINE_TUNING], 1024, 128, intervals=_EPOCH_INTERVALS
+            ),
+            LINEAR: Training(
+                f'pretrain/configs/linear_{model}.py', _LINEAR, hours[LINEAR], 16384, 512, intervals=_LINEAR_INTERVALS
+            ),
             DETECTION: Training(f'det_configs/addp_{model}_maskrcnn.py', _DETECTION, hours[DETECTION], 64, 8, _SCALED),
-            SEGMENTATION: Training(f'seg_configs/addp_{model}_upernet.py', _SEGMENTATION + segmentation_note, hours[SEGMENTATION],
-                                   16, 2, _SCALED),
-        })
+            SEGMENTATION: Training(
+                f'seg_configs/addp_{model}_upernet.py',
+                _SEGMENTATION + segmentation_note,
+                hours[SEGMENTATION],
+                16,
+                2,
+                _SCALED,
+            ),
+        },
+    )
 
 
 RECIPES = {
-    'base': _recipe('base', 100, {
-        GENERATION: Cost(12, 6, 'assumption, A100'),
-        FINE_TUNING: Cost(300, 4, MAE_BASIS),
-        LINEAR: Cost(100, 2, MAE_BASIS),
-        DETECTION: Cost(1030, 6, VITDET_BASIS),
-        SEGMENTATION: Cost(160, 8, 'assumption, A100'),
-    }),
-    'large': _recipe('large', 50, {
-        GENERATION: Cost(25, 6, 'assumption, A100'),
-        FINE_TUNING: Cost(370, 12, MAE_BASIS),
-        LINEAR: Cost(350, 5, "assumption: 3.5 times ViT-Base's"),
-        DETECTION: Cost(1980, 17, VITDET_BASIS),
-        SEGMENTATION: Cost(350, 22, 'assumption, A100'),
-    }, '; learning rate and layer decay are assumptions'),
+    'base': _recipe(
+        'base',
+        100,
+        {
+            GENERATION: Cost(12, 6, 'assumption, A100'),
+            FINE_TUNING: Cost(300, 4, MAE_BASIS),
+            LINEAR: Cost(100, 2, MAE_BASIS),
+            DETECTION: Cost(1030, 6, VITDET_BASIS),
+            SEGMENTATION: Cost(160, 8, 'assumption, A100'),
+        },
+    ),
+    'large': _recipe(
+        'large',
+        50,
+        {
+            GENERATION: Cost(25, 6, 'assumption, A100'),
+            FINE_TUNING: Cost(370, 12, MAE_BASIS),
+            LINEAR: Cost(350, 5, "assumption: 3.5 times ViT-Base's"),
+            DETECTION: Cost(1980, 17, VITDET_BASIS),
+            SEGMENTATION: Cost(350, 22, 'assumption, A100'),
+        },
+        '; learning rate and layer decay are assumptions',
+    ),
     'tiny': Recipe(
-        generator='pretrain/configs/addp_tiny.py', num_images=64, extractor=RANDOM_CONVOLUTIONS, shapes=True,
+        generator='pretrain/configs/addp_tiny.py',
+        num_images=64,
+        extractor=RANDOM_CONVOLUTIONS,
+        shapes=True,
         training={
             FINE_TUNING: Training('pretrain/configs/finetune_tiny.py', 'tiny, generated shapes; last checkpoint'),
             LINEAR: Training('pretrain/configs/linear_tiny.py', 'tiny, generated shapes; last checkpoint'),
             DETECTION: Training('det_configs/addp_tiny_maskrcnn.py', 'tiny, generated shapes'),
             SEGMENTATION: Training('seg_configs/addp_tiny_upernet.py', 'tiny, generated shapes'),
-        }),
+        },
+    ),
 }
 
 
@@ -156,7 +183,9 @@ def batch_options(training: Training, num_gpus: int) -> list[str]:
     if not total:
         return []
     if total % num_gpus:
-        raise ValueError(f'{num_gpus} GPUs do not divide the global batch of {total} of {training.config}: take a number that does')
+        raise ValueError(
+            f'{num_gpus} GPUs do not divide the global batch of {total} of {training.config}: take a number that does'
+        )
     images, accumulation = total // num_gpus, 1
     while images > training.images_per_gpu or total % (num_gpus * accumulation):
         accumulation += 1

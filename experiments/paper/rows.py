@@ -8,7 +8,12 @@ from math import isfinite
 from typing import Any
 
 GENERATION, FINE_TUNING, LINEAR, DETECTION, SEGMENTATION = TASKS = (
-    'generation', 'fine-tuning', 'linear probe', 'detection', 'segmentation')
+    'generation',
+    'fine-tuning',
+    'linear probe',
+    'detection',
+    'segmentation',
+)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,9 @@ def read_rows(text: str | None, inits: Sequence[Initialization]) -> tuple[str, .
     rows = tuple(dict.fromkeys(word.strip() for word in text.split(',') if word.strip()))
     unknown = [row for row in rows if row not in ROWS]
     if unknown or not rows:
-        raise RequestError(f'--rows {text}: unknown {", ".join(unknown) or "(none given)"}, wanted some of {",".join(ROWS)}')
+        raise RequestError(
+            f'--rows {text}: unknown {", ".join(unknown) or "(none given)"}, wanted some of {",".join(ROWS)}'
+        )
     if not generates and any(ROWS[row].task == GENERATION for row in rows):
         raise RequestError(f'--rows {text}: FID and IS need a checkpoint of ADDP, but --format has none')
     return rows
@@ -113,12 +115,16 @@ def read_inits(words: Sequence[str], formats: Sequence[str], model: str) -> tupl
     released = RECIPES[model].released
     if not words:
         if not released:
-            raise RequestError(f'--model {model} has no released checkpoint: give --init CKPT --format addp and, to compare, --init random')
+            raise RequestError(
+                f'--model {model} has no released checkpoint: give --init CKPT --format addp and, to compare, --init random'
+            )
         return (Initialization(released, 'addp', REPOSITORY / PUBLISHED_FILES[released].path),)
     given = [word for word in words if word != RANDOM]
     if len(formats) != len(given):
-        raise RequestError(f'{len(given)} checkpoints (--init) but {len(formats)} formats: give --format {"|".join(FORMATS)} after each; '
-                           f'{RANDOM} has none')
+        raise RequestError(
+            f'{len(given)} checkpoints (--init) but {len(formats)} formats: give --format {"|".join(FORMATS)} after each; '
+            f'{RANDOM} has none'
+        )
     kinds = iter(formats)
     inits = [Initialization(RANDOM, RANDOM, None) if word == RANDOM else _named(word, next(kinds)) for word in words]
     names = [init.name for init in inits]
@@ -138,7 +144,9 @@ def read_options(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for pair in pairs:
         row, colon, option = pair.partition(':')
         if row not in ROWS or not colon or '=' not in option:
-            raise RequestError(f'--cfg-options {pair}: wanted ROW:KEY=VALUE with ROW one of {", ".join(ROWS)}, e.g. ap:model.backbone.with_cp=True')
+            raise RequestError(
+                f'--cfg-options {pair}: wanted ROW:KEY=VALUE with ROW one of {", ".join(ROWS)}, e.g. ap:model.backbone.with_cp=True'
+            )
         options.setdefault(row, []).append(option)
     return {row: tuple(found) for row, found in options.items()}
 

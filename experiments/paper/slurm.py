@@ -14,7 +14,9 @@ from experiments.paper.settings import RequestError
 END_OF_JOB = 'END_OF_JOB'
 
 
-def submit_script(plan: Plan, python: str, table_command: Sequence[str], sbatch_options: str = '', gpus_per_node: int = 8) -> str:
+def submit_script(
+    plan: Plan, python: str, table_command: Sequence[str], sbatch_options: str = '', gpus_per_node: int = 8
+) -> str:
     """Composes the script: ``bash`` submits it, and prints the jobs' numbers.
 
     Finished stages are left out. A job that finds itself finished ends at once, so that submitting twice does no harm.
@@ -22,7 +24,8 @@ def submit_script(plan: Plan, python: str, table_command: Sequence[str], sbatch_
     Args:
         plan: What to run.
         python: The interpreter on the cluster's machines.
-        table_command: Prints and writes the table, from this process's folder; runs after all others, whether they went well or not.
+        table_command: Prints and writes the table, from this process's folder; runs after all others, whether they went
+            well or not.
         sbatch_options: More of sbatch, for every job, as in a shell: ``'--partition=gpu --time=72:00:00'``.
         gpus_per_node: GPUs of a machine.
 
@@ -39,17 +42,42 @@ def submit_script(plan: Plan, python: str, table_command: Sequence[str], sbatch_
         after = [f'${jobs[str(need.folder)]}' for need in stage.needs if not need.finished]
         lines += _job(stage, variable, after, python, sbatch_options, gpus_per_node)
     dependency = ['--dependency=afterany:' + ':'.join(f'${variable}' for variable in jobs.values())] if jobs else []
-    head = ' '.join(['sbatch', '--parsable', '--job-name=table', '--ntasks=1', f'--output={shlex.quote(str(plan.work_dir))}/table-%j.txt',
-                     *dependency, sbatch_options]).rstrip()
-    lines += [f"job_table=$({head} <<'{END_OF_JOB}'", '#!/usr/bin/env bash', f'cd {shlex.quote(str(Path.cwd()))}',
-              shlex.join(table_command), END_OF_JOB, ')', 'echo "table: job $job_table"']
+    head = ' '.join(
+        [
+            'sbatch',
+            '--parsable',
+            '--job-name=table',
+            '--ntasks=1',
+            f'--output={shlex.quote(str(plan.work_dir))}/table-%j.txt',
+            *dependency,
+            sbatch_options,
+        ]
+    ).rstrip()
+    lines += [
+        f"job_table=$({head} <<'{END_OF_JOB}'",
+        '#!/usr/bin/env bash',
+        f'cd {shlex.quote(str(Path.cwd()))}',
+        shlex.join(table_command),
+        END_OF_JOB,
+        ')',
+        'echo "table: job $job_table"',
+    ]
     return '\n'.join(lines) + '\n'
 
 
-def _job(stage: Stage, variable: str, after: list[str], python: str, sbatch_options: str, gpus_per_node: int) -> list[str]:
+def _job(
+    stage: Stage, variable: str, after: list[str], python: str, sbatch_options: str, gpus_per_node: int
+) -> list[str]:
     folder, mark = shlex.quote(str(stage.folder)), shlex.quote(str(stage.folder / FINISHED_FILE))
-    words = ['sbatch', '--parsable', f'--job-name={stage.name.rpartition("/")[2]}', f'--output={folder}/slurm-%j.txt', '--open-mode=append',
-             f'--ntasks={stage.num_processes}', f'--cpus-per-task={CPUS_PER_TASK}']
+    words = [
+        'sbatch',
+        '--parsable',
+        f'--job-name={stage.name.rpartition("/")[2]}',
+        f'--output={folder}/slurm-%j.txt',
+        '--open-mode=append',
+        f'--ntasks={stage.num_processes}',
+        f'--cpus-per-task={CPUS_PER_TASK}',
+    ]
     if stage.uses_gpu:
         on_node = min(stage.num_processes, gpus_per_node)
         words += [f'--gpus-per-node={on_node}', f'--ntasks-per-node={on_node}']

@@ -33,7 +33,8 @@ class Entry:
         published: For this size of ADDP; None if not published, or the checkpoint is another method's.
         difference: ``value - published``; None if either is.
         protocol: How it was measured, and in what that departs from the published protocol.
-        status: 'measured'; 'not run'; or with the reason behind a colon, 'no value' of a finished evaluation, or 'not run'.
+        status: 'measured'; 'not run'; or with the reason behind a colon, 'no value' of a finished evaluation, or 'not
+            run'.
         file: The evaluation's own file.
     """
 
@@ -57,12 +58,22 @@ def collect(plan: Plan, settings: Settings, findings: Sequence[Finding] = ()) ->
         settings: Rows and initialisations.
         findings: About the data, which the rows that they concern repeat.
     """
-    return [_entry(settings, row, init, plan.evaluations.get((init.name, ROWS[row].task)),
-                   [finding.text for finding in findings if ROWS[row].task in finding.tasks])
-            for row in settings.rows for init in settings.inits]
+    return [
+        _entry(
+            settings,
+            row,
+            init,
+            plan.evaluations.get((init.name, ROWS[row].task)),
+            [finding.text for finding in findings if ROWS[row].task in finding.tasks],
+        )
+        for row in settings.rows
+        for init in settings.inits
+    ]
 
 
-def _entry(settings: Settings, name: str, init: Initialization, stage: Stage | None, departures: Sequence[str]) -> Entry:
+def _entry(
+    settings: Settings, name: str, init: Initialization, stage: Stage | None, departures: Sequence[str]
+) -> Entry:
     row, recipe = ROWS[name], settings.recipe
     title, key = row.title if recipe.shapes else f'{row.data} {row.title}'.strip(), row.key
     if row.task == GENERATION and recipe.extractor != INCEPTION:  # whose figures have other names
@@ -76,9 +87,18 @@ def _entry(settings: Settings, name: str, init: Initialization, stage: Stage | N
         protocol.append('changed: ' + ' '.join(options))
     if settings.num_images is not None and row.task == GENERATION:
         protocol.append(f'changed: {settings.num_images} images')
-    return Entry(name, title, init.name, init.format, value, published,
-                 None if value is None or published is None else round(value - published, 2), '; '.join(protocol), status,
-                 '' if stage is None else str(stage.folder / METRICS_FILE))
+    return Entry(
+        name,
+        title,
+        init.name,
+        init.format,
+        value,
+        published,
+        None if value is None or published is None else round(value - published, 2),
+        '; '.join(protocol),
+        status,
+        '' if stage is None else str(stage.folder / METRICS_FILE),
+    )
 
 
 def read_value(stage: Stage | None, key: tuple[str, ...], factor: float = 1.0) -> tuple[float | None, str, list[str]]:
@@ -111,9 +131,15 @@ def read_value(stage: Stage | None, key: tuple[str, ...], factor: float = 1.0) -
 
 def describe(entries: Sequence[Entry], settings: Settings) -> str:
     """The table as Markdown, with a comparison of the checkpoints if there are several, and what is not run."""
-    lines = [f'| ViT-{settings.model.capitalize()} | weights | ours | published | difference | protocol |', '|---|---|---|---|---|---|']
-    lines += [f'| {entry.title} | {entry.init} | {_cell(entry)} | {_number(entry.published)} '
-              f'| {_number(entry.difference, "+.2f")} | {entry.protocol} |' for entry in entries]
+    lines = [
+        f'| ViT-{settings.model.capitalize()} | weights | ours | published | difference | protocol |',
+        '|---|---|---|---|---|---|',
+    ]
+    lines += [
+        f'| {entry.title} | {entry.init} | {_cell(entry)} | {_number(entry.published)} '
+        f'| {_number(entry.difference, "+.2f")} | {entry.protocol} |'
+        for entry in entries
+    ]
     if len(settings.inits) > 1:
         names = [init.name for init in settings.inits]
         lines += ['', f'| weights | {" | ".join(_titles(entries))} |', '|---' * (1 + len(settings.rows)) + '|']
@@ -121,7 +147,11 @@ def describe(entries: Sequence[Entry], settings: Settings) -> str:
             lines.append(f'| {name} | {" | ".join(_cell(entry) for entry in entries if entry.init == name)} |')
     if any(entry.published is not None for entry in entries):
         lines += ['', f'Published: {PUBLISHED_SOURCE}.']
-    reasons = [f'- {entry.title}, {entry.init}: {entry.status}' for entry in entries if entry.status not in ('measured', NOT_RUN)]
+    reasons = [
+        f'- {entry.title}, {entry.init}: {entry.status}'
+        for entry in entries
+        if entry.status not in ('measured', NOT_RUN)
+    ]
     return '\n'.join([*lines, *(['', *reasons] if reasons else [])]) + '\n'
 
 
@@ -130,11 +160,16 @@ def write_results(entries: Sequence[Entry], plan: Plan, settings: Settings) -> s
     table = describe(entries, settings)
     folder = settings.work_dir / settings.model
     results = dict(
-        model=settings.model, gpus=settings.num_gpus, published_source=PUBLISHED_SOURCE,
-        weights={init.name: dict(format=init.format, path=str(init.path) if init.path else None) for init in settings.inits},
+        model=settings.model,
+        gpus=settings.num_gpus,
+        published_source=PUBLISHED_SOURCE,
+        weights={
+            init.name: dict(format=init.format, path=str(init.path) if init.path else None) for init in settings.inits
+        },
         rows=[asdict(entry) for entry in entries],
         stages=[dict(name=stage.name, folder=str(stage.folder), finished=stage.finished) for stage in plan.stages],
-        time=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+        time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+    )
     replace_file(folder / RESULTS_JSON, json.dumps(results, indent=2, ensure_ascii=False) + '\n')
     replace_file(folder / RESULTS_MD, table)
     return table

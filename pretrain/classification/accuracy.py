@@ -17,8 +17,8 @@ from mmengine.registry import METRICS
 class TopKAccuracy(BaseMetric):
     """The share of images whose true class is among the k most probable ones, in percent: ``top1``, ``top5``.
 
-    With several processes samplers repeat images to give each the same number; an image counts once, by its place in the data set.
-    A k that is not less than the number of classes says nothing and is left out.
+    With several processes samplers repeat images to give each the same number; an image counts once, by its place in
+    the data set. A k that is not less than the number of classes says nothing and is left out.
 
     Args:
         topk: The values of k.
@@ -46,8 +46,10 @@ class TopKAccuracy(BaseMetric):
             scores = sample['pred_scores']
             label = int(sample['gt_label'])
             if label >= len(scores):
-                raise ValueError(f'{sample.get("img_path", "an image")} has label {label}, but the model has {len(scores)} classes: '
-                                 'train and val data disagree, or model.num_classes is wrong')
+                raise ValueError(
+                    f'{sample.get("img_path", "an image")} has label {label}, but the model has {len(scores)} classes: '
+                    'train and val data disagree, or model.num_classes is wrong'
+                )
             order = scores.argsort(descending=True, stable=True)
             # Scores that are no numbers have no order: such an image is wrong.
             rank = int((order == label).nonzero()) if bool(torch.isfinite(scores).all()) else len(scores)
@@ -65,8 +67,10 @@ class TopKAccuracy(BaseMetric):
         gathered = {result[0]: result for part in all_gather_object(self.results) for result in part}
         self.results.clear()
         if len(gathered) != size:
-            raise RuntimeError(f'{len(gathered)} different images were classified, but the data set has {size}: the sampler of val_dataloader '
-                               "and test_dataloader must give each one, as dict(type='DefaultSampler', shuffle=False) does")
+            raise RuntimeError(
+                f'{len(gathered)} different images were classified, but the data set has {size}: the sampler of val_dataloader '
+                "and test_dataloader must give each one, as dict(type='DefaultSampler', shuffle=False) does"
+            )
         metrics = self.compute_metrics(list(gathered.values()))
         return {f'{self.prefix}/{name}' if self.prefix else name: value for name, value in metrics.items()}
 

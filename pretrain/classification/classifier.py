@@ -1,8 +1,8 @@
 """Image classification on a pre-trained ViT: fine-tuning, or a linear probe on the frozen trunk.
 
-Road of an image: patch embedding -> + positions, cls token in front -> (tokenizer_norm) -> blocks -> (norm) -> mean of the patch tokens
--> LayerNorm or BatchNorm -> linear layer -> logits. The cls token takes part in attention and is left out of the mean, as in the
-published fine-tuning.
+Road of an image: patch embedding -> + positions, cls token in front -> (tokenizer_norm) -> blocks -> (norm) -> mean of
+the patch tokens -> LayerNorm or BatchNorm -> linear layer -> logits. The cls token takes part in attention and is left
+out of the mean, as in the published fine-tuning.
 
 Shapes: B images, N patch tokens, C width, K classes.
 """
@@ -41,11 +41,12 @@ class ClassifierViT(ADDPViT):
 
     Args:
         arch: 'tiny', 'base', 'large' or ``dict(width=, depth=, num_heads=)``.
-        img_size: Side of the images, in pixels; ``pos_embed`` has this grid. A file's positions are resized to it on loading, those of
-            inputs of another size in each forward.
+        img_size: Side of the images, in pixels; ``pos_embed`` has this grid. A file's positions are resized to it on
+            loading, those of inputs of another size in each forward.
         patch_size: Side of a patch, in pixels.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
-        tokenizer_norm: Whether ADDP's LayerNorm in front of the blocks is kept: not in the published fine-tuning, but in a probe.
+        tokenizer_norm: Whether ADDP's LayerNorm in front of the blocks is kept: not in the published fine-tuning, but
+            in a probe.
         final_norm: Whether the encoder's ``norm`` behind the blocks is kept: in a probe, as in pre-training.
         out_index: Block whose output is used; a negative one counts from the end. Later blocks are not run.
         with_cp: Activation checkpointing of every block: less memory, about a third more time.
@@ -53,12 +54,31 @@ class ClassifierViT(ADDPViT):
             ``tools/convert_checkpoint.py --for classifier`` makes of it; it is read without executing anything in it.
     """
 
-    def __init__(self, arch: str | Mapping[str, int] | Arch = 'base', img_size: int = 256, patch_size: int = 16,
-                 drop_path_rate: float = 0.0, tokenizer_norm: bool = False, final_norm: bool = False, out_index: int = -1,
-                 with_cp: bool = False, init_cfg: dict[str, Any] | None = None) -> None:
-        super().__init__(arch, img_size, patch_size, pretrain_img_size=img_size, window_size=0, rel_pos=False,
-                         drop_path_rate=drop_path_rate, out_indices=(out_index,), tokenizer_norm=tokenizer_norm, with_cp=with_cp,
-                         init_cfg=init_cfg)
+    def __init__(
+        self,
+        arch: str | Mapping[str, int] | Arch = 'base',
+        img_size: int = 256,
+        patch_size: int = 16,
+        drop_path_rate: float = 0.0,
+        tokenizer_norm: bool = False,
+        final_norm: bool = False,
+        out_index: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            arch,
+            img_size,
+            patch_size,
+            pretrain_img_size=img_size,
+            window_size=0,
+            rel_pos=False,
+            drop_path_rate=drop_path_rate,
+            out_indices=(out_index,),
+            tokenizer_norm=tokenizer_norm,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
         self.width = self.arch.width
         self.img_size = img_size
         num_tokens = 1 + self.pretrain_grid[0] * self.pretrain_grid[1]
@@ -84,7 +104,7 @@ class ClassifierViT(ADDPViT):
         x = torch.cat((cls_token, patches), dim=1)  # (B, 1 + N, C)
         if self.tokenizer_norm is not None:
             x = self.tokenizer_norm(x)
-        for block in self.blocks[:self.out_indices[-1] + 1]:
+        for block in self.blocks[: self.out_indices[-1] + 1]:
             x = block(x)
         return x if self.norm is None else self.norm(x)
 
@@ -98,29 +118,41 @@ class ClassifierViT(ADDPViT):
         """Loads ``init_cfg``'s file; without one the constructor's random weights stay.
 
         Raises:
-            CheckpointError: If the file is missing, unreadable or not explained to the last tensor, or does not hold every tensor of this
-                network in its shape.
+            CheckpointError: If the file is missing, unreadable or not explained to the last tensor, or does not hold
+                every tensor of this network in its shape.
         """
         if self.init_cfg is None or self.init_cfg.get('type') != 'Pretrained':
             super().init_weights()
             return
         path = self.init_cfg['checkpoint']
-        report = convert_state_dict(read_checkpoint(path), img_size=self.img_size, patch_size=self.patch_size, keep_cls=True)
+        report = convert_state_dict(
+            read_checkpoint(path), img_size=self.img_size, patch_size=self.patch_size, keep_cls=True
+        )
         own = self.state_dict()
         missing = sorted({*report.missing, *own.keys() - report.state_dict.keys()} & own.keys())
         if missing:
-            raise CheckpointError(f'{path} (format {report.format}) lacks {len(missing)} tensors of this ViT: {", ".join(missing[:8])}. '
-                                  f'{_advice(missing)}')
+            raise CheckpointError(
+                f'{path} (format {report.format}) lacks {len(missing)} tensors of this ViT: {", ".join(missing[:8])}. '
+                f'{_advice(missing)}'
+            )
         surplus = sorted(report.state_dict.keys() - own.keys())
-        wrong = [f'{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}' for name, tensor in report.state_dict.items()
-                 if name in own and tensor.shape != own[name].shape]
+        wrong = [
+            f'{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}'
+            for name, tensor in report.state_dict.items()
+            if name in own and tensor.shape != own[name].shape
+        ]
         if wrong or any(not name.startswith(('norm.', 'tokenizer_norm.')) for name in surplus):
-            raise CheckpointError(f'{path} (format {report.format}) does not fit this ViT. Of another shape: {", ".join(wrong[:4]) or "none"}. '
-                                  f'Not in the model: {", ".join(surplus[:4]) or "none"}. Set model.backbone.arch to the file\'s size')
+            raise CheckpointError(
+                f'{path} (format {report.format}) does not fit this ViT. Of another shape: {", ".join(wrong[:4]) or "none"}. '
+                f"Not in the model: {', '.join(surplus[:4]) or 'none'}. Set model.backbone.arch to the file's size"
+            )
         self.load_state_dict({name: report.state_dict[name] for name in own})
         notes = [*report.notes, *(f'{name} is left out, as the config says' for name in surplus)]
-        print_log(f'{type(self).__name__}: all {len(own)} tensors from {path} (format {report.format}); {len(report.dropped)} of the file '
-                  f'have no place in it{"".join(f"; {note}" for note in notes)}', logger='current')
+        print_log(
+            f'{type(self).__name__}: all {len(own)} tensors from {path} (format {report.format}); {len(report.dropped)} of the file '
+            f'have no place in it{"".join(f"; {note}" for note in notes)}',
+            logger='current',
+        )
         self._is_init = True
 
 
@@ -131,7 +163,9 @@ def _advice(missing: Sequence[str]) -> str:
         return 'Only ADDP and MAGE have it: set model.backbone.tokenizer_norm=False'
     if all(name.startswith('norm.') for name in missing):
         return 'Set model.backbone.final_norm=False'
-    return 'A file made for the detection backbone has neither cls token nor norm: give the pre-training checkpoint itself'
+    return (
+        'A file made for the detection backbone has neither cls token nor norm: give the pre-training checkpoint itself'
+    )
 
 
 @MODELS.register_module()
@@ -141,8 +175,9 @@ class ImageClassifier(BaseModel):
     Args:
         backbone: Config of :class:`ClassifierViT`.
         num_classes: Number of classes. None is settled from the training data by the tools before the model is built.
-        linear_probe: False: fine-tuning, everything is trained, with a new LayerNorm ``fc_norm`` behind the mean. True: the backbone is
-            frozen, in eval mode and run without gradients; behind the mean stands a BatchNorm without weights (MAE).
+        linear_probe: False: fine-tuning, everything is trained, with a new LayerNorm ``fc_norm`` behind the mean. True:
+            the backbone is frozen, in eval mode and run without gradients; behind the mean stands a BatchNorm without
+            weights (MAE).
         label_smoothing: In [0, 1).
         data_preprocessor: Config, see :class:`pretrain.data.labelled.ClassificationPreprocessor`.
 
@@ -150,12 +185,20 @@ class ImageClassifier(BaseModel):
         ValueError: If an option is out of range, or blocks would be trained that the output does not depend on.
     """
 
-    def __init__(self, backbone: dict[str, Any], num_classes: int | None, linear_probe: bool = False, label_smoothing: float = 0.0,
-                 data_preprocessor: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        num_classes: int | None,
+        linear_probe: bool = False,
+        label_smoothing: float = 0.0,
+        data_preprocessor: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(data_preprocessor)
         if num_classes is None or num_classes < 2:
-            raise ValueError(f'num_classes is {num_classes}, wanted 2 or more; the tools take it from the training data where the config says '
-                             'None, elsewhere set model.num_classes')
+            raise ValueError(
+                f'num_classes is {num_classes}, wanted 2 or more; the tools take it from the training data where the config says '
+                'None, elsewhere set model.num_classes'
+            )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f'label_smoothing lies in [0, 1), got {label_smoothing}')
         if isinstance(self.data_preprocessor, labelled.ClassificationPreprocessor):
@@ -172,8 +215,10 @@ class ImageClassifier(BaseModel):
             self.backbone.requires_grad_(False)
             norm: dict[str, nn.Module] = dict(batch_norm=nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, affine=False))
         elif self.backbone.out_indices[-1] != self.backbone.arch.depth - 1:
-            raise ValueError(f'out_index={self.backbone.out_indices[-1]} is for linear_probe=True: in fine-tuning the blocks behind it would '
-                             'never be trained. Give a shallower arch to fine-tune part of the network')
+            raise ValueError(
+                f'out_index={self.backbone.out_indices[-1]} is for linear_probe=True: in fine-tuning the blocks behind it would '
+                'never be trained. Give a shallower arch to fine-tune part of the network'
+            )
         else:
             norm = dict(fc_norm=nn.LayerNorm(width, eps=FC_NORM_EPS))
         self.head = nn.Sequential(OrderedDict(**norm, fc=fc))
@@ -185,17 +230,20 @@ class ImageClassifier(BaseModel):
             self.backbone.eval()
         return self
 
-    def forward(self, inputs: Tensor, data_samples: list[ImageSample] | None = None,
-                mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[ImageSample]:
+    def forward(
+        self, inputs: Tensor, data_samples: list[ImageSample] | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[ImageSample]:
         """Classifies.
 
         Args:
             inputs: (B, 3, H, W) float, normalised.
-            data_samples: One for each image. 'loss' needs ``gt_label`` ((1,) int64) or, after mixing, ``gt_scores`` ((K,), sum 1).
+            data_samples: One for each image. 'loss' needs ``gt_label`` ((1,) int64) or, after mixing, ``gt_scores``
+                ((K,), sum 1).
             mode: 'tensor', 'loss' or 'predict'.
 
         Returns:
-            'tensor': logits (B, K). 'loss': ``dict(loss=scalar)``. 'predict': the samples with ``pred_scores``, the classes'
+            'tensor': logits (B, K). 'loss': ``dict(loss=scalar)``. 'predict': the samples with ``pred_scores``, the
+                classes'
             probabilities ((K,) float32).
 
         Raises:
@@ -237,5 +285,7 @@ class ImageClassifier(BaseModel):
             return torch.stack([sample.gt_scores for sample in data_samples]).to(device)
         labels = torch.cat([sample.gt_label for sample in data_samples])
         if int(labels.max()) >= self.num_classes:
-            raise ValueError(f'a label is {int(labels.max())}, but the model has {self.num_classes} classes: set model.num_classes')
+            raise ValueError(
+                f'a label is {int(labels.max())}, but the model has {self.num_classes} classes: set model.num_classes'
+            )
         return labels.to(device)

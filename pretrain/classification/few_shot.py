@@ -1,6 +1,7 @@
 """Few-shot classification: training on k images a class, again for each of several random choices of them; mean and spread.
 
-``tools/few_shot.py`` is the command. Every run is a run of ``tools/train.py`` and ``tools/test.py``, on all of the test data.
+``tools/few_shot.py`` is the command. Every run is a run of ``tools/train.py`` and ``tools/test.py``, on all of the test
+data.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 RESULT_FILE = 'few_shot.json'
 
 
-def run_few_shot(cfg: Config, config_file: str, work_dir: Path, num_processes: int = 1, options: Sequence[str] = ()) -> dict[str, Any]:
+def run_few_shot(
+    cfg: Config, config_file: str, work_dir: Path, num_processes: int = 1, options: Sequence[str] = ()
+) -> dict[str, Any]:
     """Trains and tests once for each seed; started again, it goes on where it was cut.
 
     Args:
@@ -34,20 +37,31 @@ def run_few_shot(cfg: Config, config_file: str, work_dir: Path, num_processes: i
         options: ``--cfg-options`` of every run.
 
     Returns:
-        ``images_per_class``, and for each metric its ``values`` (by seed), ``mean`` and ``std`` (of a sample; 0 for one seed).
+        ``images_per_class``, and for each metric its ``values`` (by seed), ``mean`` and ``std`` (of a sample; 0 for one
+        seed).
 
     Raises:
         LaunchError: If the config says no ``few_shot``, or a run fails.
     """
     settings = cfg.get('few_shot') or {}
     if set(settings) != {'images_per_class', 'seeds'} or not settings['seeds']:
-        raise LaunchError(f'the config has few_shot={dict(settings) or None}, wanted few_shot=dict(images_per_class=10, seeds=(0, 1, 2))')
+        raise LaunchError(
+            f'the config has few_shot={dict(settings) or None}, wanted few_shot=dict(images_per_class=10, seeds=(0, 1, 2))'
+        )
     metrics = {}
     for seed in settings['seeds']:
         place = work_dir / f'images_{settings["images_per_class"]}' / f'seed_{seed}'
-        metrics[seed] = _train_and_test(config_file, place, num_processes, [
-            *options, f'train_dataloader.dataset.images_per_class={settings["images_per_class"]}',
-            f'train_dataloader.dataset.subset_seed={seed}', f'randomness.seed={seed}'])
+        metrics[seed] = _train_and_test(
+            config_file,
+            place,
+            num_processes,
+            [
+                *options,
+                f'train_dataloader.dataset.images_per_class={settings["images_per_class"]}',
+                f'train_dataloader.dataset.subset_seed={seed}',
+                f'randomness.seed={seed}',
+            ],
+        )
     summary = {'images_per_class': settings['images_per_class'], **summarise(metrics)}
     replace_file(work_dir / RESULT_FILE, json.dumps(summary, indent=2) + '\n')
     return summary
@@ -60,9 +74,14 @@ def summarise(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str,
         metrics: Seed -> metric -> value; the same metrics for each seed.
     """
     names = next(iter(metrics.values()))
-    return {name: {'values': {seed: values[name] for seed, values in metrics.items()},
-                   'mean': statistics.fmean(values[name] for values in metrics.values()),
-                   'std': statistics.stdev(values[name] for values in metrics.values()) if len(metrics) > 1 else 0.0} for name in names}
+    return {
+        name: {
+            'values': {seed: values[name] for seed, values in metrics.items()},
+            'mean': statistics.fmean(values[name] for values in metrics.values()),
+            'std': statistics.stdev(values[name] for values in metrics.values()) if len(metrics) > 1 else 0.0,
+        }
+        for name in names
+    }
 
 
 def _train_and_test(config_file: str, place: Path, num_processes: int, options: Sequence[str]) -> dict[str, float]:

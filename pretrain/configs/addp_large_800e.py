@@ -8,6 +8,7 @@ _base_ = './addp_base_1600e.py'
 
 model = dict(
     network=dict(arch='large', token_predictor=dict(arch='large')),
-    init_cfg=dict(token_predictor='exp/pretrained_model/mage-vitl-1600.pth'))
+    init_cfg=dict(token_predictor='exp/pretrained_model/mage-vitl-1600.pth'),
+)
 
 train_cfg = dict(max_epochs=800)

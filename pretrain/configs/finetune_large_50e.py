@@ -1,13 +1,18 @@
 """ADDP ViT-Large fine-tuned on ImageNet, 50 epochs at 256 px (reference section 5: the published recipe).
 
-Command: ``tools/dist_train.sh pretrain/configs/finetune_large_50e.py 8`` (the published global batch is 1024 = 8 GPUs x 128 images).
-Less memory: ``--cfg-options model.backbone.with_cp=True``. Top-1: published 85.9; measured: not run.
+Command: ``tools/dist_train.sh pretrain/configs/finetune_large_50e.py 8`` (the published global batch is 1024 = 8 GPUs x
+128 images). Less memory: ``--cfg-options model.backbone.with_cp=True``. Top-1: published 85.9; measured: not run.
 """
 
 _base_ = ['_base_/classification.py', '_base_/classification_finetune.py']
 
-model = dict(backbone=dict(
-    arch='large', drop_path_rate=0.2, init_cfg=dict(type='Pretrained', checkpoint='exp/release/addp-vit-large-16.pth')))
+model = dict(
+    backbone=dict(
+        arch='large',
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint='exp/release/addp-vit-large-16.pth'),
+    )
+)
 train_dataloader = dict(dataset=dict(pipeline=_base_.finetune_pipeline))
 train_cfg = dict(max_epochs=50)
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4), paramwise_cfg=dict(decay_rate=0.8))

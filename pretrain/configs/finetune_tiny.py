@@ -18,17 +18,32 @@ model = dict(
     num_classes=None,  # from the data
     data_preprocessor=dict(mixup=0.0, cutmix=0.0, erasing_prob=0.0),
     backbone=dict(
-        arch='tiny', img_size=img_size, patch_size=8, drop_path_rate=0.05,
-        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/addp_tiny/iter_600.pth')))
+        arch='tiny',
+        img_size=img_size,
+        patch_size=8,
+        drop_path_rate=0.05,
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/addp_tiny/iter_600.pth'),
+    ),
+)
 
 data_root = 'data/shapes/classes'
-train_dataloader = dict(batch_size=32, num_workers=1, pin_memory=False, dataset=dict(data_root=data_root, pipeline=pipeline))
-val_dataloader = dict(batch_size=50, num_workers=1, pin_memory=False, dataset=dict(
-    data_root=data_root, pipeline=[dict(type='ResizeCenterCropImage', size=img_size), dict(type='PackImage')]))
+train_dataloader = dict(
+    batch_size=32, num_workers=1, pin_memory=False, dataset=dict(data_root=data_root, pipeline=pipeline)
+)
+val_dataloader = dict(
+    batch_size=50,
+    num_workers=1,
+    pin_memory=False,
+    dataset=dict(
+        data_root=data_root, pipeline=[dict(type='ResizeCenterCropImage', size=img_size), dict(type='PackImage')]
+    ),
+)
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_epochs=20, val_interval=200)
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=4e-3), paramwise_cfg=dict(decay_rate=0.8), clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(lr=4e-3), paramwise_cfg=dict(decay_rate=0.8), clip_grad=dict(max_norm=1.0)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=True, begin=2, convert_to_iter_based=True),

@@ -13,13 +13,25 @@ pipeline = [
 model = dict(
     num_classes=None,  # from the data
     backbone=dict(
-        arch='tiny', img_size=img_size, patch_size=8,
-        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/addp_tiny/iter_600.pth')))
+        arch='tiny',
+        img_size=img_size,
+        patch_size=8,
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/addp_tiny/iter_600.pth'),
+    ),
+)
 
 data_root = 'data/shapes/classes'
-train_dataloader = dict(batch_size=32, num_workers=1, pin_memory=False, dataset=dict(data_root=data_root, pipeline=pipeline))
-val_dataloader = dict(batch_size=50, num_workers=1, pin_memory=False, dataset=dict(
-    data_root=data_root, pipeline=[dict(type='ResizeCenterCropImage', size=img_size), dict(type='PackImage')]))
+train_dataloader = dict(
+    batch_size=32, num_workers=1, pin_memory=False, dataset=dict(data_root=data_root, pipeline=pipeline)
+)
+val_dataloader = dict(
+    batch_size=50,
+    num_workers=1,
+    pin_memory=False,
+    dataset=dict(
+        data_root=data_root, pipeline=[dict(type='ResizeCenterCropImage', size=img_size), dict(type='PackImage')]
+    ),
+)
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_epochs=20, val_interval=200)

@@ -7,8 +7,8 @@ model = dict(
     token_predictor=_base_.token_predictor,
     tokenizer=_base_.tokenizer,
     img_size=_base_.img_size,
-    init_cfg=dict(tokenizer='work_dirs/tokenizer_tiny'))
+    init_cfg=dict(tokenizer='work_dirs/tokenizer_tiny'),
+)
 
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))
 log_processor = dict(window_size=20)

@@ -12,7 +12,11 @@ _base_ = ['_base_/tiny.py', '_base_/runtime.py']
 max_iters = 600
 
 model = dict(
-    type='TokenizerTraining', tokenizer=_base_.tokenizer, objective=dict(quantize_from_iters=100), init_cfg=dict(tokenizer=None))
+    type='TokenizerTraining',
+    tokenizer=_base_.tokenizer,
+    objective=dict(quantize_from_iters=100),
+    init_cfg=dict(tokenizer=None),
+)
 
 train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0), clip_grad=dict(max_norm=1.0))
@@ -21,6 +25,5 @@ custom_hooks = [
     dict(type='StopOnBadLoss'),
     dict(type='ReviveCodesHook', interval=10, stop_after_iters=450),
 ]
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))
 log_processor = dict(window_size=20)

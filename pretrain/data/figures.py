@@ -35,8 +35,10 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
         ValueError: If a value is not finite.
     """
     if not images.isfinite().all():
-        raise ValueError('the images hold values that are not finite: the checkpoint is that of a run that diverged, or the '
-                         'precision does not reach; try float32')
+        raise ValueError(
+            'the images hold values that are not finite: the checkpoint is that of a run that diverged, or the '
+            'precision does not reach; try float32'
+        )
     pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pixels]
 
@@ -66,8 +68,9 @@ def enlarge(picture: Image.Image, width_px: int = READABLE_PX) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None,
-                  captions: Sequence[str] | None = None) -> Image.Image:
+def contact_sheet(
+    pictures: Sequence[Image.Image], columns: int | None = None, captions: Sequence[str] | None = None
+) -> Image.Image:
     """Lays pictures of one size out in rows.
 
     Args:
@@ -79,8 +82,10 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None,
         ValueError: If there is no picture, or another number of captions.
     """
     if not pictures or (captions is not None and len(captions) != len(pictures)):
-        raise ValueError(f'a sheet needs a picture and one caption for each, got {len(pictures)} pictures and '
-                         f'{"no" if captions is None else len(captions)} captions')
+        raise ValueError(
+            f'a sheet needs a picture and one caption for each, got {len(pictures)} pictures and '
+            f'{"no" if captions is None else len(captions)} captions'
+        )
     pictures = [enlarge(picture) for picture in pictures] if captions else pictures
     columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = math.ceil(len(pictures) / columns)

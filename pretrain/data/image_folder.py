@@ -1,7 +1,8 @@
 """Images for pre-training and classification: any folder, a tree of class folders, or a list of files.
 
-A training config says ``dataset=dict(type='ImageFolderDataset', data_root=..., pipeline=[dict(type='SeedAugmentation'), ...,
-dict(type='PackImage')])`` with the transforms of :mod:`pretrain.data.transforms`, and ``sampler=dict(type='SeededInfiniteSampler')``.
+A training config says ``dataset=dict(type='ImageFolderDataset', data_root=..., pipeline=[dict(type='SeedAugmentation'),
+..., dict(type='PackImage')])`` with the transforms of :mod:`pretrain.data.transforms`, and
+``sampler=dict(type='SeededInfiniteSampler')``.
 """
 
 from __future__ import annotations
@@ -35,40 +36,63 @@ from pretrain.data.image_list import (
 )
 
 # What PIL raises on files that are cut, damaged, too large, or no images.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, IndexError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @DATASETS.register_module()
 class ImageFolderDataset(Dataset):
     """Images, decoded where they are asked for (in the worker processes), with labels if wanted.
 
-    A training image that cannot be read is reported once, by name and reason, and the next readable one (in the data set's order)
-    stands in for it, so that a resumed run sees the same. Too many of them stop the run.
+    A training image that cannot be read is reported once, by name and reason, and the next readable one (in the data
+    set's order) stands in for it, so that a resumed run sees the same. Too many of them stop the run.
 
     Args:
         data_root: Folder of the data.
         data_prefix: Folder within ``data_root`` that holds the images.
-        ann_file: List of images, relative to ``data_root`` (see :func:`pretrain.data.image_list.list_file`); '' searches the folder.
-        labels: Whether images have classes: those of the list, or the first level of folders. False: every image at any depth.
-        classes: Class names in the order of their labels, or a text file with one a line; None takes them from the data.
-        pipeline: Transforms (configs or callables). They get ``img`` (PIL, RGB), ``img_path``, ``sample_idx`` and, with labels,
-            ``gt_label`` (int).
+        ann_file: List of images, relative to ``data_root`` (see :func:`pretrain.data.image_list.list_file`); ''
+            searches the folder.
+        labels: Whether images have classes: those of the list, or the first level of folders. False: every image at any
+            depth.
+        classes: Class names in the order of their labels, or a text file with one a line; None takes them from the
+            data.
+        pipeline: Transforms (configs or callables). They get ``img`` (PIL, RGB), ``img_path``, ``sample_idx`` and, with
+            labels, ``gt_label`` (int).
         max_unreadable: So many unreadable images are skipped; one more stops the run.
         test_mode: An unreadable image stops the run at once, as a measurement must not exchange images.
 
     Raises:
-        LaunchError: If there are no images, or classes and data do not fit (here); too many are unreadable (on reading).
+        LaunchError: If there are no images, or classes and data do not fit (here); too many are unreadable (on
+            reading).
     """
 
-    def __init__(self, data_root: str, data_prefix: str = '', ann_file: str = '', labels: bool = False,
-                 classes: Sequence[str] | str | None = None, pipeline: Sequence[dict[str, Any] | Callable] = (),
-                 max_unreadable: int = 100, test_mode: bool = False) -> None:
+    def __init__(
+        self,
+        data_root: str,
+        data_prefix: str = '',
+        ann_file: str = '',
+        labels: bool = False,
+        classes: Sequence[str] | str | None = None,
+        pipeline: Sequence[dict[str, Any] | Callable] = (),
+        max_unreadable: int = 100,
+        test_mode: bool = False,
+    ) -> None:
         super().__init__()
         root = Path(data_root).expanduser()
         self.folder = root / data_prefix
         for place, option in ((self.folder, 'data_root and data_prefix'), (root / ann_file, 'ann_file')):
             if not place.exists():
-                raise LaunchError(f'{place.absolute()} does not exist: put the data there, or change {option} of the data set')
+                raise LaunchError(
+                    f'{place.absolute()} does not exist: put the data there, or change {option} of the data set'
+                )
         names = read_classes(classes, root)
         listed = _list_images(self.folder, root / ann_file if ann_file else None, labels, names)
         self.paths = PathTable(listed.paths)
@@ -79,8 +103,11 @@ class ImageFolderDataset(Dataset):
         self.test_mode = test_mode
         # One byte an image, shared by all workers, so that each file is reported once and the limit counts all of them.
         self._unreadable = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
-        print_log(f'{self.folder}: {len(self)} images'
-                  + (f' of {len(listed.classes)} classes' if listed.classes is not None else ''), logger='current')
+        print_log(
+            f'{self.folder}: {len(self)} images'
+            + (f' of {len(listed.classes)} classes' if listed.classes is not None else ''),
+            logger='current',
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -104,17 +131,24 @@ class ImageFolderDataset(Dataset):
             return read_image(path)
         except DECODING_ERRORS as error:
             if self.test_mode:
-                raise LaunchError(f'{path} cannot be read ({_reason(error)}): a test set needs every image; mend the file or take it out'
-                                  ) from error
+                raise LaunchError(
+                    f'{path} cannot be read ({_reason(error)}): a test set needs every image; mend the file or take it out'
+                ) from error
             self._unreadable[place] = 1
             count = int(self._unreadable.sum())
             # Errors are what the loggers of all processes show.
-            print_log(f'{path} cannot be read ({_reason(error)}); the next image stands in for it ({count} unreadable so far, at most '
-                      f'{self.max_unreadable} are skipped)', logger='current', level=logging.ERROR)
+            print_log(
+                f'{path} cannot be read ({_reason(error)}); the next image stands in for it ({count} unreadable so far, at most '
+                f'{self.max_unreadable} are skipped)',
+                logger='current',
+                level=logging.ERROR,
+            )
             if count > self.max_unreadable:
-                raise LaunchError(f'{count} of the {len(self)} images of {self.folder} cannot be read, the last {path} ({_reason(error)}); '
-                                  f'more than max_unreadable={self.max_unreadable}. Their names are in the log: mend or remove them, or '
-                                  'raise train_dataloader.dataset.max_unreadable') from error
+                raise LaunchError(
+                    f'{count} of the {len(self)} images of {self.folder} cannot be read, the last {path} ({_reason(error)}); '
+                    f'more than max_unreadable={self.max_unreadable}. Their names are in the log: mend or remove them, or '
+                    'raise train_dataloader.dataset.max_unreadable'
+                ) from error
             return None
 
 
@@ -141,7 +175,9 @@ class CheckSameClasses(Hook):
             LaunchError: If they differ.
         """
         if runner.val_loop is not None:
-            check_same_classes(*(loader.dataset.metainfo['classes'] for loader in (runner.train_dataloader, runner.val_dataloader)))
+            check_same_classes(
+                *(loader.dataset.metainfo['classes'] for loader in (runner.train_dataloader, runner.val_dataloader))
+            )
 
 
 def _list_images(folder: Path, ann_file: Path | None, labels: bool, classes: tuple[str, ...] | None) -> ImageList:

@@ -19,8 +19,8 @@ _MAX_SHOWN = 5
 class PathTable:
     """An immutable list of paths in two numpy arrays.
 
-    Worker processes are forks: they share these arrays, whereas every object of a list of strings would be copied as soon as its
-    reference count is touched.
+    Worker processes are forks: they share these arrays, whereas every object of a list of strings would be copied as
+    soon as its reference count is touched.
 
     Args:
         paths: The paths.
@@ -38,7 +38,7 @@ class PathTable:
         if not 0 <= index < len(self):
             raise IndexError(f'path {index} of {len(self)}')
         start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.bytes[start:self.ends[index]].tobytes())
+        return os.fsdecode(self.bytes[start : self.ends[index]].tobytes())
 
 
 class ImageList(NamedTuple):
@@ -63,8 +63,10 @@ def list_folder(folder: Path) -> ImageList:
     """
     paths = list(_walk(folder))
     if not paths:
-        raise LaunchError(f'{folder} holds no image, neither itself nor in a folder below; wanted files that end in '
-                          f'{", ".join(IMAGE_ENDINGS)}')
+        raise LaunchError(
+            f'{folder} holds no image, neither itself nor in a folder below; wanted files that end in '
+            f'{", ".join(IMAGE_ENDINGS)}'
+        )
     return ImageList(paths, None, None)
 
 
@@ -80,12 +82,16 @@ def list_class_folders(folder: Path, classes: Sequence[str] | None = None) -> Im
     """
     found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
     if not found:
-        raise LaunchError(f'{folder} has no folders, wanted one per class (folder/<class>/<image>). For a list of files set ann_file; for '
-                          'images without classes set labels=False')
+        raise LaunchError(
+            f'{folder} has no folders, wanted one per class (folder/<class>/<image>). For a list of files set ann_file; for '
+            'images without classes set labels=False'
+        )
     names = tuple(classes or found)
     if set(names) != set(found):
-        raise LaunchError(f'{folder}: the class folders are not those of `classes`. Without a folder: {_some(set(names) - set(found))}. '
-                          f'Not in `classes`: {_some(set(found) - set(names))}')
+        raise LaunchError(
+            f'{folder}: the class folders are not those of `classes`. Without a folder: {_some(set(names) - set(found))}. '
+            f'Not in `classes`: {_some(set(found) - set(names))}'
+        )
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -106,7 +112,8 @@ def list_file(ann_file: Path, with_labels: bool, classes: Sequence[str] | None =
         classes: Class names; None names the classes by their numbers.
 
     Raises:
-        LaunchError: If the list is empty, a line has no label, or a label lies outside of the classes; with the line's number.
+        LaunchError: If the list is empty, a line has no label, or a label lies outside of the classes; with the line's
+            number.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -118,10 +125,14 @@ def list_file(ann_file: Path, with_labels: bool, classes: Sequence[str] | None =
         if not label.isdigit():
             path, label = line.strip(), ''
         if with_labels and not label:
-            raise LaunchError(f'{ann_file}, line {number}: wanted "path label" with the label a number from 0, got {line!r}')
+            raise LaunchError(
+                f'{ann_file}, line {number}: wanted "path label" with the label a number from 0, got {line!r}'
+            )
         if with_labels and classes is not None and int(label) >= len(classes):
-            raise LaunchError(f'{ann_file}, line {number}: label {label}, but there are {len(classes)} classes (0..{len(classes) - 1}): '
-                              f'{_some(classes)}')
+            raise LaunchError(
+                f'{ann_file}, line {number}: label {label}, but there are {len(classes)} classes (0..{len(classes) - 1}): '
+                f'{_some(classes)}'
+            )
         paths.append(path)
         labels.append(int(label or 0))
     if not paths:
@@ -143,7 +154,9 @@ def read_classes(classes: Sequence[str] | str | None, root: Path) -> tuple[str, 
     if isinstance(classes, str):
         file = root / classes
         if not file.is_file():
-            raise LaunchError(f'classes={classes!r}: {file} does not exist; wanted a text file with one class name a line, or a list')
+            raise LaunchError(
+                f'classes={classes!r}: {file} does not exist; wanted a text file with one class name a line, or a list'
+            )
         classes = [line.strip() for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
     doubled = {name for name, count in Counter(classes).items() if count > 1}
     if doubled:
@@ -162,10 +175,14 @@ def check_same_classes(train: Sequence[str] | None, val: Sequence[str] | None) -
     only_train, only_val = set(train) - set(val), set(val) - set(train)
     if not only_train and not only_val:
         place = next(i for i, (a, b) in enumerate(zip(train, val, strict=True)) if a != b)
-        raise LaunchError(f'train and val have the same {len(train)} classes in different orders: class {place} is {train[place]!r} in '
-                          f'train and {val[place]!r} in val. Give both the same `classes`')
-    raise LaunchError(f'train has {len(train)} classes, val {len(val)}. Only in train: {_some(only_train)}. Only in val: {_some(only_val)}. '
-                      'Add or remove class folders, or give both data sets the same `classes`')
+        raise LaunchError(
+            f'train and val have the same {len(train)} classes in different orders: class {place} is {train[place]!r} in '
+            f'train and {val[place]!r} in val. Give both the same `classes`'
+        )
+    raise LaunchError(
+        f'train has {len(train)} classes, val {len(val)}. Only in train: {_some(only_train)}. Only in val: {_some(only_val)}. '
+        'Add or remove class folders, or give both data sets the same `classes`'
+    )
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -185,4 +202,6 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _some(names: Sequence[str] | set[str]) -> str:
     listed = sorted(names) if isinstance(names, set) else list(names)
-    return (', '.join(listed[:_MAX_SHOWN]) + (f' and {len(listed) - _MAX_SHOWN} more' if len(listed) > _MAX_SHOWN else '')) or 'none'
+    return (
+        ', '.join(listed[:_MAX_SHOWN]) + (f' and {len(listed) - _MAX_SHOWN} more' if len(listed) > _MAX_SHOWN else '')
+    ) or 'none'

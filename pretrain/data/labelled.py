@@ -1,7 +1,7 @@
 """What classification needs of its data beyond :mod:`pretrain.data.image_folder`: few-shot subsets, RandAugment, random erasing, mixup and cutmix.
 
-Random draws come from ``random``, numpy's and torch's global generators; ``SeedAugmentation`` seeds them for each sample and
-``SeedEachIteration`` for each batch.
+Random draws come from ``random``, numpy's and torch's global generators; ``SeedAugmentation`` seeds them for each
+sample and ``SeedEachIteration`` for each batch.
 """
 
 from __future__ import annotations
@@ -46,9 +46,18 @@ class ClassificationDataset(ImageFolderDataset):
         LaunchError: If a class has fewer images.
     """
 
-    def __init__(self, data_root: str, data_prefix: str = '', ann_file: str = '', classes: Sequence[str] | str | None = None,
-                 pipeline: Sequence[Any] = (), max_unreadable: int = 100, test_mode: bool = False,
-                 images_per_class: int | None = None, subset_seed: int = 0) -> None:
+    def __init__(
+        self,
+        data_root: str,
+        data_prefix: str = '',
+        ann_file: str = '',
+        classes: Sequence[str] | str | None = None,
+        pipeline: Sequence[Any] = (),
+        max_unreadable: int = 100,
+        test_mode: bool = False,
+        images_per_class: int | None = None,
+        subset_seed: int = 0,
+    ) -> None:
         super().__init__(data_root, data_prefix, ann_file, True, classes, pipeline, max_unreadable, test_mode)
         if images_per_class is None:
             return
@@ -56,8 +65,11 @@ class ClassificationDataset(ImageFolderDataset):
         chosen = choose_few(self.labels, self.metainfo['classes'], images_per_class, subset_seed)
         self.paths = PathTable([self.paths[i] for i in chosen])
         self.labels = self.labels[chosen]
-        self._unreadable = self._unreadable[:len(chosen)].clone().share_memory_()
-        print_log(f'few-shot: {images_per_class} images of each class, {len(chosen)} in all (subset_seed={subset_seed})', logger='current')
+        self._unreadable = self._unreadable[: len(chosen)].clone().share_memory_()
+        print_log(
+            f'few-shot: {images_per_class} images of each class, {len(chosen)} in all (subset_seed={subset_seed})',
+            logger='current',
+        )
 
 
 def choose_few(labels: np.ndarray, classes: Sequence[str], images_per_class: int, seed: int) -> np.ndarray:
@@ -78,8 +90,10 @@ def choose_few(labels: np.ndarray, classes: Sequence[str], images_per_class: int
     counts = np.bincount(labels, minlength=len(classes))
     short = [f'{name} has {count}' for name, count in zip(classes, counts, strict=True) if count < images_per_class]
     if images_per_class < 1 or short:
-        raise LaunchError(f'images_per_class={images_per_class}: wanted at least 1 and at most what the smallest class has'
-                          + (f'; {", ".join(short[:5])}' if short else ''))
+        raise LaunchError(
+            f'images_per_class={images_per_class}: wanted at least 1 and at most what the smallest class has'
+            + (f'; {", ".join(short[:5])}' if short else '')
+        )
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(labels == label))[:images_per_class] for label in range(len(classes))]
     return np.sort(np.concatenate(drawn))
@@ -90,21 +104,28 @@ class RandAugmentImage:
     """timm's RandAugment.
 
     Args:
-        policy: timm's notation; 'rand-m9-mstd0.5-inc1' = magnitude 9 with deviation 0.5, two operations, all growing in strength.
+        policy: timm's notation; 'rand-m9-mstd0.5-inc1' = magnitude 9 with deviation 0.5, two operations, all growing in
+            strength.
         interpolation: 'bilinear' or 'bicubic', for rotations and the like.
     """
 
     def __init__(self, policy: str = 'rand-m9-mstd0.5-inc1', interpolation: str = 'bicubic') -> None:
         self.policy = policy
-        self.options = dict(img_mean=tuple(round(value) for value in PIXEL_MEAN), interpolation=str_to_pil_interp(interpolation))
-        self._augment = rand_augment_transform(policy, {**self.options, 'translate_const': 1})  # refuses a wrong policy now
+        self.options = dict(
+            img_mean=tuple(round(value) for value in PIXEL_MEAN), interpolation=str_to_pil_interp(interpolation)
+        )
+        self._augment = rand_augment_transform(
+            policy, {**self.options, 'translate_const': 1}
+        )  # refuses a wrong policy now
         self._side = 0
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Replaces ``img`` (PIL)."""
         side = min(results['img'].size)
         if side != self._side:
-            self._augment = rand_augment_transform(self.policy, {**self.options, 'translate_const': int(side * TRANSLATE_SHARE)})
+            self._augment = rand_augment_transform(
+                self.policy, {**self.options, 'translate_const': int(side * TRANSLATE_SHARE)}
+            )
             self._side = side
         results['img'] = self._augment(results['img'])
         return results
@@ -125,11 +146,19 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
         std: Likewise.
     """
 
-    def __init__(self, erasing_prob: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0, mean: Sequence[float] = PIXEL_MEAN,
-                 std: Sequence[float] = PIXEL_STD) -> None:
+    def __init__(
+        self,
+        erasing_prob: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mean: Sequence[float] = PIXEL_MEAN,
+        std: Sequence[float] = PIXEL_STD,
+    ) -> None:
         super().__init__(mean=list(mean), std=list(std))
         if not 0 <= erasing_prob <= 1 or min(mixup, cutmix) < 0:
-            raise ValueError(f'erasing_prob lies in [0, 1] and mixup and cutmix are not negative, got {erasing_prob}, {mixup}, {cutmix}')
+            raise ValueError(
+                f'erasing_prob lies in [0, 1] and mixup and cutmix are not negative, got {erasing_prob}, {mixup}, {cutmix}'
+            )
         self.erasing_prob = erasing_prob
         self.alphas = dict(mixup_alpha=mixup, cutmix_alpha=cutmix)
         self.num_classes: int | None = None  # the classifier sets it
@@ -142,7 +171,8 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
             training: Whether to augment.
 
         Returns:
-            ``inputs`` (B, 3, H, W) float32; ``data_samples``, after mixing with ``gt_scores`` (K,), the shares of the classes.
+            ``inputs`` (B, 3, H, W) float32; ``data_samples``, after mixing with ``gt_scores`` (K,), the shares of the
+            classes.
 
         Raises:
             ValueError: If an odd number of images shall be mixed, which is done in pairs.
@@ -159,8 +189,10 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
 
     def _mix(self, images: Tensor, samples: list[ImageSample]) -> tuple[Tensor, Tensor]:
         if len(images) % 2:
-            raise ValueError(f'mixup and cutmix mix pairs, so train_dataloader.batch_size must be even, got {len(images)}; or set mixup and '
-                             'cutmix of model.data_preprocessor to 0')
+            raise ValueError(
+                f'mixup and cutmix mix pairs, so train_dataloader.batch_size must be even, got {len(images)}; or set mixup and '
+                'cutmix of model.data_preprocessor to 0'
+            )
         assert self.num_classes is not None
         # Labels are smoothed in the loss, which comes to the same.
         mix = Mixup(**self.alphas, label_smoothing=0.0, num_classes=self.num_classes)
@@ -191,21 +223,31 @@ def settle_classes(cfg: Config) -> None:
     Where the checkpoint to be tested is, the training data need not be: then the test data tells.
 
     Raises:
-        LaunchError: If training and validation data have different classes, or other numbers of them than the config says.
+        LaunchError: If training and validation data have different classes, or other numbers of them than the config
+            says.
     """
     if cfg.model.get('type') != 'ImageClassifier':
         return
-    datasets = {split: cfg[f'{split}_dataloader'].dataset for split in ('train', 'val', 'test') if cfg.get(f'{split}_dataloader')}
+    datasets = {
+        split: cfg[f'{split}_dataloader'].dataset
+        for split in ('train', 'val', 'test')
+        if cfg.get(f'{split}_dataloader')
+    }
     found = {split: class_names(dataset) for split, dataset in datasets.items() if _is_there(dataset)}
     for names in list(found.values())[1:]:
         check_same_classes(next(iter(found.values())), names)
     for split, names in found.items():
         if cfg.model.num_classes is None:
             cfg.model.num_classes = len(names)
-            print_log(f'{len(names)} classes in the {split} data: {", ".join(names[:10])}{" ..." if len(names) > 10 else ""}', logger='current')
+            print_log(
+                f'{len(names)} classes in the {split} data: {", ".join(names[:10])}{" ..." if len(names) > 10 else ""}',
+                logger='current',
+            )
         if cfg.model.num_classes != len(names):
-            raise LaunchError(f'model.num_classes={cfg.model.num_classes}, but the {split} data has {len(names)} classes: '
-                              f'{", ".join(names[:10])}{" ..." if len(names) > 10 else ""}. Set model.num_classes=None to take it from the data')
+            raise LaunchError(
+                f'model.num_classes={cfg.model.num_classes}, but the {split} data has {len(names)} classes: '
+                f'{", ".join(names[:10])}{" ..." if len(names) > 10 else ""}. Set model.num_classes=None to take it from the data'
+            )
 
 
 def _is_there(dataset: Mapping[str, Any]) -> bool:

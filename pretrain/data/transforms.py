@@ -1,6 +1,7 @@
 """The steps of an image pipeline, on PIL images: crop, flip, resize, pack.
 
-Random steps draw from torch's global generator, which ``SeedAugmentation`` (first in a training pipeline) seeds for each sample.
+Random steps draw from torch's global generator, which ``SeedAugmentation`` (first in a training pipeline) seeds for
+each sample.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from mmengine.structures import BaseDataElement
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-INTERPOLATIONS = {'nearest': InterpolationMode.NEAREST, 'bilinear': InterpolationMode.BILINEAR, 'bicubic': InterpolationMode.BICUBIC}
+INTERPOLATIONS = {
+    'nearest': InterpolationMode.NEAREST,
+    'bilinear': InterpolationMode.BILINEAR,
+    'bicubic': InterpolationMode.BICUBIC,
+}
 
 
 class ImageSample(BaseDataElement):
@@ -33,8 +38,13 @@ class RandomResizedCropImage:
         interpolation: 'nearest', 'bilinear' or 'bicubic' (antialiased).
     """
 
-    def __init__(self, size: int = 256, scale: Sequence[float] = (0.2, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3),
-                 interpolation: str = 'bicubic') -> None:
+    def __init__(
+        self,
+        size: int = 256,
+        scale: Sequence[float] = (0.2, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interpolation: str = 'bicubic',
+    ) -> None:
         self.crop = RandomResizedCrop(size, tuple(scale), tuple(ratio), _interpolation(interpolation))
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Feature extractors for the distances between sets of images, beside torch-fidelity's own.
 
-A class registered here by name can be chosen by ``tools/evaluate_generation.py --feature-extractor NAME``; results are then labelled
-with that name, as numbers of different extractors cannot be compared.
+A class registered here by name can be chosen by ``tools/evaluate_generation.py --feature-extractor NAME``; results are
+then labelled with that name, as numbers of different extractors cannot be compared.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RandomConvolutions(FeatureExtractorBase):
         generator = torch.Generator().manual_seed(_SEED)
         self.convolutions = nn.ParameterList()
         for before, after in zip((3, *_WIDTHS[:-1]), _WIDTHS, strict=True):
-            self.convolutions.append(torch.randn(after, before, 3, 3, generator=generator) / (before * 9)**0.5)
+            self.convolutions.append(torch.randn(after, before, 3, 3, generator=generator) / (before * 9) ** 0.5)
         self.head = nn.Parameter(torch.randn(_NUM_CLASSES, _WIDTHS[-1], generator=generator))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

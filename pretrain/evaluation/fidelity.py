@@ -1,7 +1,7 @@
 """FID and IS (and KID, precision and recall) of a folder of generated images, by torch-fidelity as a library.
 
-The numbers of the published protocol need Inception weights, which are given by path; nothing is downloaded. Another extractor
-can be chosen by name, and then no figure carries the name of an Inception one.
+The numbers of the published protocol need Inception weights, which are given by path; nothing is downloaded. Another
+extractor can be chosen by name, and then no figure carries the name of an Inception one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ _PRC_NEIGHBOURS = 3
 _MANY_IMAGES = 10_000  # beyond, all distances between two sets no longer fit into memory
 # torch-fidelity's names, which say Inception, and what the same is called with another extractor.
 _GENERAL_NAMES = {
-    'frechet_inception_distance': 'frechet_distance', 'inception_score_mean': 'class_score_mean',
-    'inception_score_std': 'class_score_std', 'kernel_inception_distance_mean': 'kernel_distance_mean',
-    'kernel_inception_distance_std': 'kernel_distance_std'}
+    'frechet_inception_distance': 'frechet_distance',
+    'inception_score_mean': 'class_score_mean',
+    'inception_score_std': 'class_score_std',
+    'kernel_inception_distance_mean': 'kernel_distance_mean',
+    'kernel_inception_distance_std': 'kernel_distance_std',
+}
 
 
 def find_inception_weights(path: Path | None = None) -> Path:
@@ -54,14 +57,23 @@ def find_inception_weights(path: Path | None = None) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise ValueError(f'the Inception weights are missing (looked for {", ".join(map(str, places))}). Download {INCEPTION_FILE} from '
-                     f'{URL_INCEPTION_V3} and give its path with --inception-weights, or choose another --feature-extractor, whose '
-                     'numbers are no FID and IS')
+    raise ValueError(
+        f'the Inception weights are missing (looked for {", ".join(map(str, places))}). Download {INCEPTION_FILE} from '
+        f'{URL_INCEPTION_V3} and give its path with --inception-weights, or choose another --feature-extractor, whose '
+        'numbers are no FID and IS'
+    )
 
 
-def measure(generated: PictureSet, reference: PictureSet, extractor: str = INCEPTION, weights: Path | None = None,
-            metrics: Collection[str] = METRICS, batch_size: int = 64, allow_mismatch: bool = False,
-            verbose: bool = False) -> dict[str, Any]:
+def measure(
+    generated: PictureSet,
+    reference: PictureSet,
+    extractor: str = INCEPTION,
+    weights: Path | None = None,
+    metrics: Collection[str] = METRICS,
+    batch_size: int = 64,
+    allow_mismatch: bool = False,
+    verbose: bool = False,
+) -> dict[str, Any]:
     """Compares generated images with reference images.
 
     Args:
@@ -95,22 +107,43 @@ def measure(generated: PictureSet, reference: PictureSet, extractor: str = INCEP
     else:
         mismatches.append(f'feature extractor {extractor}, wanted {INCEPTION}')
     if mismatches and not allow_mismatch:
-        raise ValueError('the protocol of the published figures is not followed, so the numbers could not be compared with them:\n  '
-                         + '\n  '.join(mismatches) + '\nMend that, or give --allow-protocol-mismatch, which the result will say')
+        raise ValueError(
+            'the protocol of the published figures is not followed, so the numbers could not be compared with them:\n  '
+            + '\n  '.join(mismatches)
+            + '\nMend that, or give --allow-protocol-mismatch, which the result will say'
+        )
     options = _options(generated, reference, metrics)
     began = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'This DataLoader will create')  # torch-fidelity takes four workers on any machine
+        warnings.filterwarnings(
+            'ignore', 'This DataLoader will create'
+        )  # torch-fidelity takes four workers on any machine
         numbers = calculate_metrics(
-            input1=PictureDataset(generated), input2=PictureDataset(reference), cuda=torch.cuda.is_available(),
-            batch_size=1 if _mixed_sizes(generated, reference) else batch_size, cache=False, verbose=verbose,
-            feature_extractor=extractor, feature_extractor_weights_path=str(weights) if weights else None,
-            **{name: name in metrics for name in METRICS}, **options)
+            input1=PictureDataset(generated),
+            input2=PictureDataset(reference),
+            cuda=torch.cuda.is_available(),
+            batch_size=1 if _mixed_sizes(generated, reference) else batch_size,
+            cache=False,
+            verbose=verbose,
+            feature_extractor=extractor,
+            feature_extractor_weights_path=str(weights) if weights else None,
+            **{name: name in metrics for name in METRICS},
+            **options,
+        )
     return dict(
-        metrics=label(numbers, extractor), protocol=dict(followed=not mismatches, mismatches=mismatches, wanted=protocol()),
-        feature_extractor=described, generated=generated.describe(), reference=reference.describe(), options=options,
-        versions=dict(python=platform.python_version(), **{name: version(name) for name in ('torch-fidelity', 'torch', 'numpy', 'pillow')}),
-        seconds=round(time.perf_counter() - began, 1), time=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+        metrics=label(numbers, extractor),
+        protocol=dict(followed=not mismatches, mismatches=mismatches, wanted=protocol()),
+        feature_extractor=described,
+        generated=generated.describe(),
+        reference=reference.describe(),
+        options=options,
+        versions=dict(
+            python=platform.python_version(),
+            **{name: version(name) for name in ('torch-fidelity', 'torch', 'numpy', 'pillow')},
+        ),
+        seconds=round(time.perf_counter() - began, 1),
+        time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+    )
 
 
 def label(numbers: dict[str, float], extractor: str) -> dict[str, float]:
@@ -128,8 +161,12 @@ def _options(generated: PictureSet, reference: PictureSet, metrics: Collection[s
     smaller, larger = sorted((len(generated.files), len(reference.files)))
     if 'prc' in metrics and smaller < 2:
         raise ValueError(f'precision and recall need at least 2 images in each set, got {smaller}: leave prc out')
-    return dict(isc_splits=min(_ISC_SPLITS, len(generated.files)), kid_subset_size=min(_KID_SUBSET_SIZE, smaller),
-                prc_neighborhood=min(_PRC_NEIGHBOURS, smaller - 1), save_cpu_ram='prc' in metrics and larger > _MANY_IMAGES)
+    return dict(
+        isc_splits=min(_ISC_SPLITS, len(generated.files)),
+        kid_subset_size=min(_KID_SUBSET_SIZE, smaller),
+        prc_neighborhood=min(_PRC_NEIGHBOURS, smaller - 1),
+        save_cpu_ram='prc' in metrics and larger > _MANY_IMAGES,
+    )
 
 
 def _mixed_sizes(*sets: PictureSet) -> bool:
@@ -143,4 +180,8 @@ def _checksum(path: Path) -> str:
 def _foreign_weights(checksum: str) -> Sequence[str]:
     """Whether the weights are the ones whose file name ends in the first digits of their checksum."""
     wanted = Path(INCEPTION_FILE).stem.rpartition('-')[2]
-    return [] if checksum.startswith(wanted) else [f'Inception weights with SHA-256 {checksum[:8]}..., wanted {INCEPTION_FILE}']
+    return (
+        []
+        if checksum.startswith(wanted)
+        else [f'Inception weights with SHA-256 {checksum[:8]}..., wanted {INCEPTION_FILE}']
+    )

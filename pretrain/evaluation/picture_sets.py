@@ -1,7 +1,7 @@
 """Folders of pictures that are compared: what is in them, and whether it is what the published protocol asks for.
 
-The protocol (reference section 4): 50,000 generated 256 px PNGs against the 50,000 ImageNet validation images, Resize(256) and
-CenterCrop(256), saved as PNG; JPEG references shift FID by more than 2.
+The protocol (reference section 4): 50,000 generated 256 px PNGs against the 50,000 ImageNet validation images,
+Resize(256) and CenterCrop(256), saved as PNG; JPEG references shift FID by more than 2.
 """
 
 from __future__ import annotations
@@ -74,8 +74,14 @@ class PictureSet:
 
     def describe(self) -> dict[str, Any]:
         """What goes into a result."""
-        return dict(folder=str(self.folder), num_images=len(self.files), sizes=self.sizes, formats=self.formats,
-                    names_sha256=checksum_of_names(path.name for path in self.files), figures_left_out=list(self.figures))
+        return dict(
+            folder=str(self.folder),
+            num_images=len(self.files),
+            sizes=self.sizes,
+            formats=self.formats,
+            names_sha256=checksum_of_names(path.name for path in self.files),
+            figures_left_out=list(self.figures),
+        )
 
 
 class PictureDataset(Dataset):
@@ -102,8 +108,13 @@ def checksum_of_names(names: Iterable[str]) -> str:
 
 def protocol() -> dict[str, Any]:
     """What the published figures were measured with."""
-    return dict(num_generated=NUM_IMAGES, num_reference=NUM_IMAGES, size=f'{SIZE_PX}x{SIZE_PX}', format=FORMAT,
-                reference='ImageNet validation images, Resize(256) and CenterCrop(256)')
+    return dict(
+        num_generated=NUM_IMAGES,
+        num_reference=NUM_IMAGES,
+        size=f'{SIZE_PX}x{SIZE_PX}',
+        format=FORMAT,
+        reference='ImageNet validation images, Resize(256) and CenterCrop(256)',
+    )
 
 
 def protocol_mismatches(generated: PictureSet, reference: PictureSet) -> list[str]:
@@ -116,7 +127,9 @@ def protocol_mismatches(generated: PictureSet, reference: PictureSet) -> list[st
             kind = 'sizes are mixed' if len(pictures.sizes) > 1 else 'another size'
             found.append(f'{role} images: {kind}, {_counts(pictures.sizes)}, wanted {SIZE_PX}x{SIZE_PX}')
         if set(pictures.formats) != {FORMAT}:
-            found.append(f'{role} images: {_counts(pictures.formats)}, wanted {FORMAT} (lossy files shift FID by more than 2)')
+            found.append(
+                f'{role} images: {_counts(pictures.formats)}, wanted {FORMAT} (lossy files shift FID by more than 2)'
+            )
     return found + manifest_mismatches(reference)
 
 
@@ -128,8 +141,10 @@ def manifest_mismatches(pictures: PictureSet) -> list[str]:
     manifest = json.loads(path.read_text(encoding='utf-8'))
     if manifest.get('names_sha256') == checksum_of_names(file.name for file in pictures.files):
         return []
-    return [f'{pictures.folder} holds {len(pictures.files)} images that are not the {manifest.get("num_images")} of its '
-            f'{MANIFEST_FILE}: files were lost or added; run tools/prepare_imagenet_val.py again']
+    return [
+        f'{pictures.folder} holds {len(pictures.files)} images that are not the {manifest.get("num_images")} of its '
+        f'{MANIFEST_FILE}: files were lost or added; run tools/prepare_imagenet_val.py again'
+    ]
 
 
 def _counts(numbers: dict[str, int]) -> str:

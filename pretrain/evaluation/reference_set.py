@@ -23,7 +23,9 @@ _CHUNK = 16
 Progress = Callable[[Iterable[str | None], int], Iterable[str | None]]
 
 
-def prepare_reference_set(source: Path, out: Path, num_workers: int = 1, progress: Progress | None = None, size_px: int = SIZE_PX) -> dict:
+def prepare_reference_set(
+    source: Path, out: Path, num_workers: int = 1, progress: Progress | None = None, size_px: int = SIZE_PX
+) -> dict:
     """Writes the reference set and, once it is complete, its manifest. Pictures that are there already are left as they are.
 
     Args:
@@ -37,24 +39,32 @@ def prepare_reference_set(source: Path, out: Path, num_workers: int = 1, progres
         The manifest: number, size and format of the images, SHA-256 of their sorted names, transform and versions.
 
     Raises:
-        ValueError: If pictures are missing, unreadable, share a name, or ``out`` holds others; no manifest is written then.
+        ValueError: If pictures are missing, unreadable, share a name, or ``out`` holds others; no manifest is written
+            then.
     """
     targets = _targets(source, out)
     strangers = sorted({path.name for path in out.glob('*.png')} - {target.name for target in targets.values()})
     if strangers:
-        raise ValueError(f'{out} holds {len(strangers)} pictures that do not come from {source} ({_some(strangers)}): give another '
-                         'folder, or remove them')
+        raise ValueError(
+            f'{out} holds {len(strangers)} pictures that do not come from {source} ({_some(strangers)}): give another '
+            'folder, or remove them'
+        )
     jobs = [(path, target, size_px) for path, target in targets.items() if not target.exists()]
     errors = [error for error in _run(jobs, num_workers, progress) if error]
     if errors:
-        raise ValueError(f'{len(errors)} of {len(targets)} pictures could not be read, get them again and go on: {_some(errors)}')
+        raise ValueError(
+            f'{len(errors)} of {len(targets)} pictures could not be read, get them again and go on: {_some(errors)}'
+        )
     for leftover in out.glob('.*.part'):
         leftover.unlink()
     manifest = dict(
-        num_images=len(targets), size=f'{size_px}x{size_px}', format=FORMAT,
+        num_images=len(targets),
+        size=f'{size_px}x{size_px}',
+        format=FORMAT,
         names_sha256=checksum_of_names(target.name for target in targets.values()),
         transform=f'torchvision Resize({size_px}), bilinear with antialiasing; CenterCrop({size_px}); RGB',
-        versions={name: version(name) for name in ('torchvision', 'pillow')})
+        versions={name: version(name) for name in ('torchvision', 'pillow')},
+    )
     replace_file(out / MANIFEST_FILE, json.dumps(manifest, indent=2) + '\n')
     return manifest
 
@@ -75,7 +85,9 @@ def _targets(source: Path, out: Path) -> dict[Path, Path]:
         raise ValueError(f'{source} holds no pictures ({", ".join(_ENDINGS)})')
     repeated = sorted(name for name, count in Counter(path.stem for path in paths).items() if count > 1)
     if repeated:
-        raise ValueError(f'{source} holds several pictures of one name ({_some(repeated)}); is it the validation set alone?')
+        raise ValueError(
+            f'{source} holds several pictures of one name ({_some(repeated)}); is it the validation set alone?'
+        )
     return {path: out / f'{path.stem}.png' for path in paths}
 
 

@@ -62,8 +62,10 @@ def mask_of_boxes(boxes: Sequence[Box], picture_size: tuple[int, int]) -> Image.
     mask = Image.new('L', picture_size, 0)
     for left, top, right, bottom in boxes:
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ValueError(f'box {left:g} {top:g} {right:g} {bottom:g} is empty or lies outside of the picture '
-                             f'({width} x {height}): give left top right bottom with left < right and top < bottom')
+            raise ValueError(
+                f'box {left:g} {top:g} {right:g} {bottom:g} is empty or lies outside of the picture '
+                f'({width} x {height}): give left top right bottom with left < right and top < bottom'
+            )
         ImageDraw.Draw(mask).rectangle((left, top, right - 1, bottom - 1), fill=_WHITE)
     return mask
 
@@ -84,8 +86,10 @@ def tokens_of_mask(mask: Image.Image, picture_size: tuple[int, int], model: ADDP
         ValueError: If the sizes differ.
     """
     if mask.size != picture_size:
-        raise ValueError(f'the mask is {mask.width} x {mask.height} pixels, the picture {picture_size[0]} x {picture_size[1]}: '
-                         'they must be the same')
+        raise ValueError(
+            f'the mask is {mask.width} x {mask.height} pixels, the picture {picture_size[0]} x {picture_size[1]}: '
+            'they must be the same'
+        )
     fitted = fit(mask.convert('L'), model.img_size, Image.Resampling.BOX)
     redrawn = (to_images([fitted.convert('RGB')])[:, :1] * _WHITE >= _HALF) != invert  # (1, 1, S, S)
     return F.max_pool2d(redrawn.float(), model.patch_size).flatten().bool()
@@ -107,7 +111,9 @@ def shrink(picture: Image.Image, border_px: int, model: ADDP) -> tuple[Image.Ima
     """
     inner = model.img_size - 2 * border_px
     if border_px < 1 or border_px % model.patch_size or inner < model.patch_size:
-        raise ValueError(f'the border must be a multiple of {model.patch_size} px under {model.img_size // 2}, got {border_px}')
+        raise ValueError(
+            f'the border must be a multiple of {model.patch_size} px under {model.img_size // 2}, got {border_px}'
+        )
     canvas = Image.new('RGB', (model.img_size, model.img_size), (_HALF,) * 3)
     canvas.paste(fit(picture.convert('RGB'), inner), (border_px, border_px))
     border = torch.ones(model.grid, dtype=torch.bool)
@@ -116,8 +122,15 @@ def shrink(picture: Image.Image, border_px: int, model: ADDP) -> tuple[Image.Ima
     return canvas, border.flatten()
 
 
-def edit(model: ADDP, picture: Image.Image, mask: Tensor | float, num_results: int, seed: int, sampling: Sampling,
-         paste: bool = False) -> Edit:
+def edit(
+    model: ADDP,
+    picture: Image.Image,
+    mask: Tensor | float,
+    num_results: int,
+    seed: int,
+    sampling: Sampling,
+    paste: bool = False,
+) -> Edit:
     """Draws masked tokens of a picture anew; the others stay.
 
     Args:
@@ -138,10 +151,20 @@ def edit(model: ADDP, picture: Image.Image, mask: Tensor | float, num_results: i
         masks = mask.cpu().expand(num_results, -1)
     else:
         noise = torch.stack([torch.rand(model.num_tokens, generator=generator) for generator in generators])
-        masks, = masks_from_noise(noise, num_masked(mask, model.num_tokens))
+        (masks,) = masks_from_noise(noise, num_masked(mask, model.num_tokens))
     before = to_images([picture])
-    results = generate(model, num_results, sampling.steps, sampling.schedule, sampling.temperature, generators, before, masks,
-                       dynamic=sampling.dynamic, top_p=sampling.top_p).cpu()
+    results = generate(
+        model,
+        num_results,
+        sampling.steps,
+        sampling.schedule,
+        sampling.temperature,
+        generators,
+        before,
+        masks,
+        dynamic=sampling.dynamic,
+        top_p=sampling.top_p,
+    ).cpu()
     if paste:
         patches = masks.view(num_results, 1, *model.grid).float()
         results = torch.where(F.interpolate(patches, scale_factor=float(model.patch_size)) > 0, results, before)

@@ -20,17 +20,31 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help="released file, checkpoint of the config's training, or its work dir")
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write')
     parser.add_argument('--steps', type=int, default=20, help='default: %(default)s')
-    parser.add_argument('--schedule', choices=SCHEDULES, default='cosine', help='how the masked share falls (default: %(default)s)')
+    parser.add_argument(
+        '--schedule', choices=SCHEDULES, default='cosine', help='how the masked share falls (default: %(default)s)'
+    )
     parser.add_argument('--temperature', type=float, default=6.0, help='of the choice of places (default: %(default)s)')
     parser.add_argument('--static-temperature', action='store_true', help='constant instead of falling to 0')
     parser.add_argument('--top-p', type=float, metavar='P', help='nucleus sampling: codes that hold this probability')
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
-    parser.add_argument('--ema', action=argparse.BooleanOptionalAction, help='averaged weights (default: if the checkpoint has them)')
-    parser.add_argument('--tokenizer', help="the tokenizer's file or work dir (default: CKPT's own, else model.init_cfg.tokenizer)")
-    parser.add_argument('--threads', type=int, default=1, metavar='T', help='CPU threads of a process (default: %(default)s, as '
-                        'rounding depends on it; on a CPU tools/dist_generate.sh makes better use of the cores)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config')
+    parser.add_argument(
+        '--ema', action=argparse.BooleanOptionalAction, help='averaged weights (default: if the checkpoint has them)'
+    )
+    parser.add_argument(
+        '--tokenizer', help="the tokenizer's file or work dir (default: CKPT's own, else model.init_cfg.tokenizer)"
+    )
+    parser.add_argument(
+        '--threads',
+        type=int,
+        default=1,
+        metavar='T',
+        help='CPU threads of a process (default: %(default)s, as '
+        'rounding depends on it; on a CPU tools/dist_generate.sh makes better use of the cores)',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config'
+    )
 
 
 def read_sampling(args: argparse.Namespace) -> Sampling:

@@ -33,7 +33,10 @@ MAX_STEP_COLUMNS = 10
 _POLL_S = 0.5
 
 # Variables that say which process this is, by who started it.
-_LAUNCHERS = {'pytorch': ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS')}
+_LAUNCHERS = {
+    'pytorch': ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'),
+    'slurm': ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'),
+}
 
 Progress = Callable[[Iterable[range], int], Iterable[range]]
 
@@ -63,8 +66,10 @@ class Process:
             return cls()
         missing = [name for name in _LAUNCHERS[launcher] if name not in os.environ]
         if missing:
-            raise ValueError(f'--launcher {launcher} but {", ".join(missing)} are not set: start the processes by '
-                             'tools/dist_generate.sh CONFIG CKPT PROCESSES, or leave --launcher out')
+            raise ValueError(
+                f'--launcher {launcher} but {", ".join(missing)} are not set: start the processes by '
+                'tools/dist_generate.sh CONFIG CKPT PROCESSES, or leave --launcher out'
+            )
         return cls(*(int(os.environ[name]) for name in _LAUNCHERS[launcher]))
 
 
@@ -97,11 +102,16 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if path.exists():
         before = json.loads(path.read_text(encoding='utf-8'))
-        changed = [f'{name}: {before.get(name)!r}, now {settings.get(name)!r}' for name in sorted({*before, *settings})
-                   if before.get(name) != settings.get(name)]
+        changed = [
+            f'{name}: {before.get(name)!r}, now {settings.get(name)!r}'
+            for name in sorted({*before, *settings})
+            if before.get(name) != settings.get(name)
+        ]
         if changed:
-            raise ValueError(f'{out} holds images of a run with other settings ({"; ".join(changed)}): give another folder, '
-                             'or the same settings to go on with that run')
+            raise ValueError(
+                f'{out} holds images of a run with other settings ({"; ".join(changed)}): give another folder, '
+                'or the same settings to go on with that run'
+            )
     elif any(image_path(out, index).exists() for index in range(2)):
         raise ValueError(f'{out} holds images but no {SETTINGS_FILE} that says how they were made: give another folder')
     else:
@@ -111,12 +121,23 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
 def open_blocks(out: Path, num_images: int, batch_size: int, process: Process) -> list[range]:
     """This process's share of the blocks that lack a file."""
     blocks = [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
-    return [block for block in blocks[process.rank::process.count]
-            if not all(image_path(out, index).exists() for index in block)]
+    return [
+        block
+        for block in blocks[process.rank :: process.count]
+        if not all(image_path(out, index).exists() for index in block)
+    ]
 
 
-def write_images(model: ADDP, out: Path, num_images: int, seed: int, sampling: Sampling, batch_size: int,
-                 process: Process = Process(), progress: Progress | None = None) -> int:
+def write_images(
+    model: ADDP,
+    out: Path,
+    num_images: int,
+    seed: int,
+    sampling: Sampling,
+    batch_size: int,
+    process: Process = Process(),
+    progress: Progress | None = None,
+) -> int:
     """Generates this process's share of the images that are not there yet.
 
     Args:
@@ -135,8 +156,16 @@ def write_images(model: ADDP, out: Path, num_images: int, seed: int, sampling: S
     blocks = open_blocks(out, num_images, batch_size, process)
     total = sum(map(len, blocks))
     for block in progress(blocks, total) if progress else blocks:
-        images = generate(model, len(block), sampling.steps, sampling.schedule, sampling.temperature,
-                          [image_generator(seed, index) for index in block], dynamic=sampling.dynamic, top_p=sampling.top_p)
+        images = generate(
+            model,
+            len(block),
+            sampling.steps,
+            sampling.schedule,
+            sampling.temperature,
+            [image_generator(seed, index) for index in block],
+            dynamic=sampling.dynamic,
+            top_p=sampling.top_p,
+        )
         for index, picture in zip(block, to_pictures(images), strict=True):
             if not image_path(out, index).exists():
                 write_png(picture, image_path(out, index))
@@ -171,4 +200,3 @@ def steps_figure(model: ADDP, seed: int, index: int, sampling: Sampling) -> Imag
     masks = torch.cat([steps[number].mask for number in shown])
     captions = [f'step {number + 1}' for number in shown] + [f'{int(mask.sum())} open' for mask in masks]
     return contact_sheet(to_pictures(torch.cat((images, grey_out(images, masks)))), columns, captions)
-

@@ -21,7 +21,9 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _CEIL_SLACK = 1e-9  # so that ceil() does not round up what is whole but for float64's rounding (cos(pi / 3) * 256)
 _SEED_SPACE = 2**32  # torch's generator on the CPU reads the lower 32 bits of a seed and no more
-_SEED_STEP = 0x9E3779B1  # odd, hence one-to-one modulo 2**32; near 2**32 / golden ratio, so that neighbours lie far apart
+_SEED_STEP = (
+    0x9E3779B1  # odd, hence one-to-one modulo 2**32; near 2**32 / golden ratio, so that neighbours lie far apart
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def split_generator(generator: Generators, num_images: int) -> Sequence[torch.Ge
         raise ValueError(f'num_images must be at least 1, got {num_images}')
     if isinstance(generator, Sequence):
         if len(generator) != num_images:
-            raise ValueError(f'got {len(generator)} generators for {num_images} images, wanted one for each, or a single one')
+            raise ValueError(
+                f'got {len(generator)} generators for {num_images} images, wanted one for each, or a single one'
+            )
         return generator
     device = 'cpu' if generator is None else generator.device
     seed = int(torch.randint(2**62, (1,), generator=generator, device=device))

@@ -1,8 +1,8 @@
 """Generation and editing: the right half of ADDP's training step in a loop, from masked tokens to images.
 
 A step, in this file's order: logits of the images so far -> sampled tokens -> the next mask -> mixed latents -> images.
-Needs the trained network and the tokenizer, never the token predictor. Every draw of an image comes from that image's own
-``torch.Generator``, so an image does not depend on which others share its batch.
+Needs the trained network and the tokenizer, never the token predictor. Every draw of an image comes from that image's
+own ``torch.Generator``, so an image does not depend on which others share its batch.
 
 Shapes: B images, L = g * g places, K codes, C latent channels.
 """
@@ -36,9 +36,19 @@ class GenerationStep(NamedTuple):
     mask: Tensor
 
 
-def generate(model: ADDP, num_images: int, steps: int = 20, schedule: str = 'cosine', temperature: float = 6.0,
-             generator: Generators = None, images: Tensor | None = None, mask: Tensor | None = None, *,
-             dynamic: bool = True, top_p: float | None = None) -> Tensor:
+def generate(
+    model: ADDP,
+    num_images: int,
+    steps: int = 20,
+    schedule: str = 'cosine',
+    temperature: float = 6.0,
+    generator: Generators = None,
+    images: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    dynamic: bool = True,
+    top_p: float | None = None,
+) -> Tensor:
     """Generates images, or draws parts of given images anew; all as one batch.
 
     Args:
@@ -47,11 +57,12 @@ def generate(model: ADDP, num_images: int, steps: int = 20, schedule: str = 'cos
         steps: As ``schedule``, ``temperature``, ``dynamic`` and ``top_p``: see :class:`Sampling`.
         schedule: 'cosine' or 'linear'.
         temperature: Of the first steps.
-        generator: One for the run (image i then depends on its state and on i only), or one for each image; on any device,
-            with the same draws whatever the model's. None: torch's global source.
+        generator: One for the run (image i then depends on its state and on i only), or one for each image; on any
+            device, with the same draws whatever the model's. None: torch's global source.
         images: To edit, (N, 3, H, W) or (1, 3, H, W) in [0, 1]; None to generate from nothing.
-        mask: Places to draw anew, (N, L) or (L,) bool, equally many in each row; with ``images`` only. The tokens at the
-            others stay, and nothing under the mask but what the tokenizer's receptive field spreads has an influence.
+        mask: Places to draw anew, (N, L) or (L,) bool, equally many in each row; with ``images`` only. The tokens at
+            the others stay, and nothing under the mask but what the tokenizer's receptive field spreads has an
+            influence.
         dynamic: Whether the temperature falls to 0.
         top_p: Of nucleus sampling.
 
@@ -66,8 +77,14 @@ def generate(model: ADDP, num_images: int, steps: int = 20, schedule: str = 'cos
     return last.images.clamp(0, 1)
 
 
-def trajectory(model: ADDP, num_images: int, sampling: Sampling, generator: Generators = None,
-               images: Tensor | None = None, mask: Tensor | None = None) -> Iterator[GenerationStep]:
+def trajectory(
+    model: ADDP,
+    num_images: int,
+    sampling: Sampling,
+    generator: Generators = None,
+    images: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Iterator[GenerationStep]:
     """Yields the state after each step; arguments as in :func:`generate`, the last images are (but for the clamp) its result."""
     device = model.pixel_mean.device
     generators = split_generator(generator, num_images)
@@ -87,13 +104,27 @@ def trajectory(model: ADDP, num_images: int, sampling: Sampling, generator: Gene
             noise = draw_uniform(generators, logits.shape[1:], device)
             tokens = sample_tokens(logits, to_gumbel(noise), sampling.top_p)
             noise = draw_uniform(generators, logits.shape[1:2], device)
-            state = advance(model, state, logits, tokens, to_gumbel(noise), sampling.num_masked(step, num_initial),
-                            sampling.temperature_at(step))
+            state = advance(
+                model,
+                state,
+                logits,
+                tokens,
+                to_gumbel(noise),
+                sampling.num_masked(step, num_initial),
+                sampling.temperature_at(step),
+            )
         yield state
 
 
-def advance(model: ADDP, state: GenerationStep, logits: Tensor, sampled: Tensor, gumbel: Tensor, num_masked: int,
-            temperature: float) -> GenerationStep:
+def advance(
+    model: ADDP,
+    state: GenerationStep,
+    logits: Tensor,
+    sampled: Tensor,
+    gumbel: Tensor,
+    num_masked: int,
+    temperature: float,
+) -> GenerationStep:
     """The deterministic part of a step, after the draws.
 
     Args:
@@ -174,19 +205,30 @@ def _blank(model: ADDP, num_images: int, device: torch.device) -> GenerationStep
 def _to_edit(model: ADDP, num_images: int, images: Tensor, mask: Tensor | None) -> GenerationStep:
     """Given images with the average code under the mask, so that what was there cannot leak into what will be."""
     size = 3, model.img_size, model.img_size
-    if images.ndim != 4 or images.shape[1:] != size or len(images) not in (1, num_images) or not images.is_floating_point():
-        raise ValueError(f'images must be floats in [0, 1] of shape {(num_images, *size)} or {(1, *size)}, '
-                         f'got {images.dtype} {tuple(images.shape)}')
+    if (
+        images.ndim != 4
+        or images.shape[1:] != size
+        or len(images) not in (1, num_images)
+        or not images.is_floating_point()
+    ):
+        raise ValueError(
+            f'images must be floats in [0, 1] of shape {(num_images, *size)} or {(1, *size)}, '
+            f'got {images.dtype} {tuple(images.shape)}'
+        )
     if mask is None:
         raise ValueError('images are given without a mask: say which tokens to draw anew (True), or leave images out')
     if mask.dtype != torch.bool or mask.shape not in ((model.num_tokens,), (num_images, model.num_tokens)):
-        raise ValueError(f'mask must be bool of shape {(num_images, model.num_tokens)} or {(model.num_tokens,)}, '
-                         f'got {mask.dtype} {tuple(mask.shape)}')
+        raise ValueError(
+            f'mask must be bool of shape {(num_images, model.num_tokens)} or {(model.num_tokens,)}, '
+            f'got {mask.dtype} {tuple(mask.shape)}'
+        )
     mask = mask.to(images.device).expand(num_images, -1)
     counts = mask.sum(1)
     if (counts != counts[0]).any():
-        raise ValueError(f'each row of the mask must have equally many True places, got {sorted(set(counts.tolist()))}; '
-                         'edit images with different numbers one by one')
+        raise ValueError(
+            f'each row of the mask must have equally many True places, got {sorted(set(counts.tolist()))}; '
+            'edit images with different numbers one by one'
+        )
     with torch.no_grad(), frozen_forward(images.device.type, model.frozen_dtype), evaluating(model):
         tokens = model.tokenizer.encode(images).tokens.expand(num_images, -1)
         uniform = torch.zeros(*tokens.shape, model.num_codes, device=images.device)

@@ -1,7 +1,8 @@
 """ADDP: the model that learns tokens from pixels, and the diffusion between both spaces that makes its training data.
 
-The road of a training step, in this file's order: images -> tokenizer -> token predictor -> mixed latents -> noisy images
-(:meth:`ADDP.diffuse`) -> encoder -> decoder -> logits -> loss. Parameter names are those of the released checkpoints.
+The road of a training step, in this file's order: images -> tokenizer -> token predictor -> mixed latents -> noisy
+images (:meth:`ADDP.diffuse`) -> encoder -> decoder -> logits -> loss. Parameter names are those of the released
+checkpoints.
 
 Shapes: B images, L = g * g places, C width, K codes, V vocabulary (codes, reserved ids and the mask's).
 """
@@ -52,8 +53,8 @@ class DiffusionSample(NamedTuple):
 class ADDP(nn.Module):
     """The trained encoder and decoder, with the frozen tokenizer and token predictor.
 
-    The frozen networks need no gradients, stay in eval mode and stay out of :meth:`state_dict`. The constructor reads no
-    file: weights arrive by :meth:`load_published` or ``load_state_dict`` (of the whole or of one network).
+    The frozen networks need no gradients, stay in eval mode and stay out of :meth:`state_dict`. The constructor reads
+    no file: weights arrive by :meth:`load_published` or ``load_state_dict`` (of the whole or of one network).
 
     Args:
         arch: Encoder's size: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
@@ -64,25 +65,36 @@ class ADDP(nn.Module):
         tokenizer: Arguments of :class:`VQGANTokenizer`; its defaults where left out.
         token_predictor: Arguments of :class:`TokenPredictor` but for the numbers of tokens and codes, which follow.
         dropout: Dropout of encoder and decoder in train mode.
-        token_dropout: Probability with which, in train mode, a sample's tokens are hidden from the decoder, which then learns about the
-            picture from the encoder alone. 0 as published. A small decoder that is trained for minutes reads the tokens only, and the
-            encoder learns next to nothing (see ``tools/probe_addp.py``).
+        token_dropout: Probability with which, in train mode, a sample's tokens are hidden from the decoder, which then
+            learns about the picture from the encoder alone. 0 as published. A small decoder that is trained for minutes
+            reads the tokens only, and the encoder learns next to nothing (see ``tools/probe_addp.py``).
         predictor_dropout: Whether the token predictor's dropout acts in train mode. The published trainer lets it, by
             calling ``train()`` on everything; the method wants the predictor as it is.
         frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
             None: float32 weights, under the autocast that is around.
-        position_waves: Whether positions start from waves (:func:`pretrain.networks.initialization.init_position_waves`); otherwise from random
-            vectors, as published. Loading weights overwrites either.
+        position_waves: Whether positions start from waves
+            (:func:`pretrain.networks.initialization.init_position_waves`); otherwise from random vectors, as published.
+            Loading weights overwrites either.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, arch: str | Mapping[str, int] | Arch = 'base', decoder_depth: int = 8,
-                 decoder_num_heads: int = 16, img_size: int = 256, patch_size: int = 16,
-                 tokenizer: Mapping[str, Any] | None = None, token_predictor: Mapping[str, Any] | None = None,
-                 dropout: float = 0.1, token_dropout: float = 0.0, predictor_dropout: bool = False,
-                 frozen_dtype: str | torch.dtype | None = None, position_waves: bool = False) -> None:
+    def __init__(
+        self,
+        arch: str | Mapping[str, int] | Arch = 'base',
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        img_size: int = 256,
+        patch_size: int = 16,
+        tokenizer: Mapping[str, Any] | None = None,
+        token_predictor: Mapping[str, Any] | None = None,
+        dropout: float = 0.1,
+        token_dropout: float = 0.0,
+        predictor_dropout: bool = False,
+        frozen_dtype: str | torch.dtype | None = None,
+        position_waves: bool = False,
+    ) -> None:
         super().__init__()
         if img_size % patch_size:
             raise ValueError(f'img_size must be a multiple of patch_size, got {img_size} and {patch_size}')
@@ -103,20 +115,26 @@ class ADDP(nn.Module):
         if position_waves:
             init_position_waves(self.grid, 0.5, self.pos_embed)  # half as strong as patches
             init_position_waves(self.grid, 1.0, self.decoder_pos_embed_learned, self.decoder_pos_mask_embed)
-            init_position_waves(self.grid, EMBEDDING_STD, self.decoder_pos_token_embed)  # as strong as the tokens they are added to
+            init_position_waves(
+                self.grid, EMBEDDING_STD, self.decoder_pos_token_embed
+            )  # as strong as the tokens they are added to
         self.register_buffer('pixel_mean', torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer('pixel_std', torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
-    def _build_frozen(self, tokenizer: Mapping[str, Any], token_predictor: Mapping[str, Any],
-                      dtype: torch.dtype | None) -> None:
+    def _build_frozen(
+        self, tokenizer: Mapping[str, Any], token_predictor: Mapping[str, Any], dtype: torch.dtype | None
+    ) -> None:
         self.frozen_dtype = dtype
         self.tokenizer = VQGANTokenizer(**tokenizer)
         if self.tokenizer.patch_size != self.patch_size:
-            raise ValueError(f'the tokenizer has one token for {self.tokenizer.patch_size} x {self.tokenizer.patch_size} '
-                             f'pixels (2**(levels - 1)), the encoder for patch_size={self.patch_size}: give the '
-                             f'tokenizer other channel_multipliers, or change patch_size')
+            raise ValueError(
+                f'the tokenizer has one token for {self.tokenizer.patch_size} x {self.tokenizer.patch_size} '
+                f'pixels (2**(levels - 1)), the encoder for patch_size={self.patch_size}: give the '
+                f'tokenizer other channel_multipliers, or change patch_size'
+            )
         self.token_predictor = TokenPredictor(
-            **token_predictor, num_tokens=self.num_tokens, num_codes=self.tokenizer.num_codes)
+            **token_predictor, num_tokens=self.num_tokens, num_codes=self.tokenizer.num_codes
+        )
         if dtype is not None:
             self.tokenizer.set_precision(dtype)
             self.token_predictor.to(dtype)
@@ -148,8 +166,9 @@ class ADDP(nn.Module):
         self.mlm_layer = TokenHead(size.width, self.vocabulary.size)
         for module in (self.decoder_embed, self.token_emb, self.decoder_blocks, self.mlm_layer):
             module.apply(init_transformer)
-        init_position(self.mask_token, self.decoder_pos_embed_learned, self.decoder_pos_mask_embed,
-                      self.decoder_pos_token_embed)
+        init_position(
+            self.mask_token, self.decoder_pos_embed_learned, self.decoder_pos_mask_embed, self.decoder_pos_token_embed
+        )
 
     def train(self, mode: bool = True) -> ADDP:
         """Sets train or eval mode; the frozen networks stay in eval mode (but see ``predictor_dropout``)."""
@@ -193,8 +212,10 @@ class ADDP(nn.Module):
             ValueError: If the images are not ``img_size`` square.
         """
         if pixels.shape[-2:] != (self.img_size, self.img_size):
-            raise ValueError(f'expected images of {self.img_size} x {self.img_size} pixels, got '
-                             f'{pixels.shape[-2]} x {pixels.shape[-1]}: resize them or set img_size')
+            raise ValueError(
+                f'expected images of {self.img_size} x {self.img_size} pixels, got '
+                f'{pixels.shape[-2]} x {pixels.shape[-1]}: resize them or set img_size'
+            )
         pixels = (pixels.clamp(0, 1) - self.pixel_mean) / self.pixel_std
         patches = self.patch_embed(pixels).flatten(1, 2) + self.pos_embed[:, 1:]  # (B, L, C)
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(pixels), -1, -1)
@@ -216,11 +237,16 @@ class ADDP(nn.Module):
             Logits (B, L, V) over the whole vocabulary.
         """
         x = decoder_sequence(
-            self.decoder_embed(encoded), self.token_emb(tokens), mask, self.mask_token,
-            pos_unmasked=self.decoder_pos_embed_learned, pos_masked=self.decoder_pos_mask_embed,
-            pos_token=self.decoder_pos_token_embed)  # (B, 1 + L + unmasked places, C)
+            self.decoder_embed(encoded),
+            self.token_emb(tokens),
+            mask,
+            self.mask_token,
+            pos_unmasked=self.decoder_pos_embed_learned,
+            pos_masked=self.decoder_pos_mask_embed,
+            pos_token=self.decoder_pos_token_embed,
+        )  # (B, 1 + L + unmasked places, C)
         x = self.decoder_norm(self.decoder_blocks(x))
-        return self.mlm_layer(x[:, 1:1 + self.num_tokens], self.token_emb.weight)
+        return self.mlm_layer(x[:, 1 : 1 + self.num_tokens], self.token_emb.weight)
 
     def predict_logits(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Scores the codes at every place.
@@ -236,7 +262,7 @@ class ADDP(nn.Module):
         Raises:
             ValueError: If rows have different numbers of masked places, or the images another size.
         """
-        return self.score_vocabulary(self.encode_pixels(pixels), tokens, mask)[..., :self.num_codes]
+        return self.score_vocabulary(self.encode_pixels(pixels), tokens, mask)[..., : self.num_codes]
 
     def masked_loss(self, sample: DiffusionSample, mask: Tensor, label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
         """Cross entropy against the soft target, with label smoothing over the whole vocabulary, at masked places.

@@ -34,8 +34,15 @@ class TokenHead(nn.Module):
         return F.linear(x, embeddings.detach()) + self.bias
 
 
-def decoder_sequence(features: Tensor, token_embeddings: Tensor, mask: Tensor, mask_token: Tensor,
-                     pos_unmasked: Tensor, pos_masked: Tensor, pos_token: Tensor) -> Tensor:
+def decoder_sequence(
+    features: Tensor,
+    token_embeddings: Tensor,
+    mask: Tensor,
+    mask_token: Tensor,
+    pos_unmasked: Tensor,
+    pos_masked: Tensor,
+    pos_token: Tensor,
+) -> Tensor:
     """Builds the decoder's input: cls and all places, then the embeddings of the unmasked tokens in raster order.
 
     ``mask_token`` replaces the features of cls and of masked places; cls still has the position of an unmasked place.

@@ -31,12 +31,14 @@ def init_position(*embeddings: nn.Parameter) -> None:
 def init_position_waves(grid: tuple[int, int], scale: float, *embeddings: Tensor) -> None:
     """Starts position embeddings from waves of both axes, so that neighbours are alike before anything is learned.
 
-    Short trainings gain by it: from independent random vectors a network has to learn first which places lie side by side.
+    Short trainings gain by it: from independent random vectors a network has to learn first which places lie side by
+    side.
 
     Args:
         grid: Rows and columns of places.
         scale: Root mean square of the waves.
-        embeddings: (..., 1 + rows * columns, C) with a multiple of 4 as C; changed in place but for the first entry (cls).
+        embeddings: (..., 1 + rows * columns, C) with a multiple of 4 as C; changed in place but for the first entry
+            (cls).
 
     Raises:
         ValueError: If C is no multiple of 4.
@@ -45,7 +47,9 @@ def init_position_waves(grid: tuple[int, int], scale: float, *embeddings: Tensor
     width = embeddings[0].shape[-1]
     if width % 4:
         raise ValueError(f'waves of two axes, sine and cosine, need a width that is a multiple of 4, got {width}')
-    waves = torch.logspace(math.log10(SHORTEST_WAVE), math.log10(LONGEST_WAVE * max(grid)), width // 4)  # wavelengths in places
+    waves = torch.logspace(
+        math.log10(SHORTEST_WAVE), math.log10(LONGEST_WAVE * max(grid)), width // 4
+    )  # wavelengths in places
     phase_y = 2 * math.pi * torch.arange(rows)[:, None, None] / waves  # (rows, 1, C / 4)
     phase_x = 2 * math.pi * torch.arange(columns)[None, :, None] / waves  # (1, columns, C / 4)
     parts = [phase.expand(rows, columns, -1) for phase in (phase_y.sin(), phase_y.cos(), phase_x.sin(), phase_x.cos())]

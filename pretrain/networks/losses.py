@@ -24,8 +24,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum().clamp(min=1)
 
 
-def masked_soft_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor,
-                              label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
+def masked_soft_cross_entropy(
+    logits: Tensor, target: Tensor, mask: Tensor, label_smoothing: float = LABEL_SMOOTHING
+) -> Tensor:
     """Cross entropy against a soft target over the first K entries of the vocabulary (ADDP's loss).
 
     The target is zero beyond K, then smoothed over the *whole* vocabulary: (1 - s) * target + s / V.
@@ -44,8 +45,10 @@ def masked_soft_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor,
     """
     K = target.shape[-1]
     if logits.shape[:2] != target.shape[:2] or logits.shape[-1] < K:
-        raise ValueError(f'logits (B, L, V) and target (B, L, K <= V) do not fit: got {tuple(logits.shape)} and '
-                         f'{tuple(target.shape)}')
+        raise ValueError(
+            f'logits (B, L, V) and target (B, L, K <= V) do not fit: got {tuple(logits.shape)} and '
+            f'{tuple(target.shape)}'
+        )
     with torch.autocast(logits.device.type, enabled=False):
         log_probs = F.log_softmax(logits.float(), dim=-1)
         hit = (target.float() * log_probs[..., :K]).sum(-1)
@@ -53,8 +56,9 @@ def masked_soft_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor,
         return masked_mean(-(1 - label_smoothing) * hit - label_smoothing * smooth, mask)
 
 
-def masked_cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor,
-                         label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
+def masked_cross_entropy(
+    logits: Tensor, tokens: Tensor, mask: Tensor, label_smoothing: float = LABEL_SMOOTHING
+) -> Tensor:
     """Cross entropy against the true tokens (the token predictor's loss).
 
     Args:
@@ -67,6 +71,7 @@ def masked_cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor,
         A scalar, float32.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        losses = F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction='none',
-                                 label_smoothing=label_smoothing)
+        losses = F.cross_entropy(
+            logits.float().transpose(1, 2), tokens, reduction='none', label_smoothing=label_smoothing
+        )
         return masked_mean(losses, mask)

@@ -1,6 +1,7 @@
 """Which tokens are masked: the distribution of mask ratios, the draws from it and the masks (pure functions).
 
-All randomness comes from a ``torch.Generator`` or from noise given by the caller. Masks are bool, True = to be predicted.
+All randomness comes from a ``torch.Generator`` or from noise given by the caller. Masks are bool, True = to be
+predicted.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def mask_ratio_distribution(num_timesteps: int = 100) -> MaskRatioDistribution:
     return MaskRatioDistribution(ratios, density / density.sum())
 
 
-def draw_mask_ratios(distribution: MaskRatioDistribution, generator: torch.Generator | None = None,
-                     max_stride: int = 5) -> tuple[float, float]:
+def draw_mask_ratios(
+    distribution: MaskRatioDistribution, generator: torch.Generator | None = None, max_stride: int = 5
+) -> tuple[float, float]:
     """Draws a timestep and a noisier one.
 
     Args:
@@ -124,13 +126,19 @@ def true_places(mask: Tensor) -> Tensor:
     """
     counts = mask.sum(1).tolist()
     if len(set(counts)) > 1:
-        raise ValueError(f'every row of a mask must have the same number of masked places, as the network reads rows of '
-                         f'one length; got rows with {sorted(set(counts))} of {mask.shape[1]}')
+        raise ValueError(
+            f'every row of a mask must have the same number of masked places, as the network reads rows of '
+            f'one length; got rows with {sorted(set(counts))} of {mask.shape[1]}'
+        )
     return mask.nonzero()[:, 1].reshape(mask.shape[0], counts[0] if counts else 0)
 
 
-def draw_masks(batch_size: int, num_tokens: int, generator: torch.Generator | None = None,
-               distribution: MaskRatioDistribution | None = None) -> tuple[Tensor, Tensor]:
+def draw_masks(
+    batch_size: int,
+    num_tokens: int,
+    generator: torch.Generator | None = None,
+    distribution: MaskRatioDistribution | None = None,
+) -> tuple[Tensor, Tensor]:
     """Draws the two masks of an ADDP training step: one pair of ratios for the batch, own noise for each sample.
 
     Args:
@@ -148,12 +156,13 @@ def draw_masks(batch_size: int, num_tokens: int, generator: torch.Generator | No
     return mask, noisier_mask
 
 
-def draw_predictor_masks(batch_size: int, num_tokens: int, generator: torch.Generator | None = None,
-                         drop_ratio: float = 0.5) -> tuple[Tensor, Tensor]:
+def draw_predictor_masks(
+    batch_size: int, num_tokens: int, generator: torch.Generator | None = None, drop_ratio: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """Draws the masks of a token predictor's training step (MAGE's objective).
 
-    The mask ratio is one truncated normal draw on [0.5, 1] for the batch; half of the tokens, all among the masked ones,
-    are not even shown to the encoder as masked.
+    The mask ratio is one truncated normal draw on [0.5, 1] for the batch; half of the tokens, all among the masked
+    ones, are not even shown to the encoder as masked.
 
     Args:
         batch_size: B.
@@ -165,8 +174,10 @@ def draw_predictor_masks(batch_size: int, num_tokens: int, generator: torch.Gene
         (mask, dropped), bool (B, L) on the CPU, ``dropped`` within ``mask``.
     """
     if not 0 <= drop_ratio <= RATIO_MIN:
-        raise ValueError(f'drop_ratio must lie in [0, {RATIO_MIN}], as only masked tokens are dropped and at least '
-                         f'{RATIO_MIN} of them are masked; got {drop_ratio}')
+        raise ValueError(
+            f'drop_ratio must lie in [0, {RATIO_MIN}], as only masked tokens are dropped and at least '
+            f'{RATIO_MIN} of them are masked; got {drop_ratio}'
+        )
     ratio = _draw_truncated_normal(generator)
     noise = torch.rand(batch_size, num_tokens, generator=generator)
     masked = num_masked(ratio, num_tokens)

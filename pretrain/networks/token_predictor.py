@@ -54,13 +54,21 @@ class TokenPredictor(nn.Module):
         num_tokens: Number L of places of an image.
         num_codes: Number K of codes.
         dropout: Dropout in embedding and blocks, in force in train mode only.
-        position_waves: Whether positions start from waves (:func:`pretrain.networks.initialization.init_position_waves`), which needs a square
-            grid; otherwise from random vectors, as published. Loading weights overwrites either.
+        position_waves: Whether positions start from waves
+            (:func:`pretrain.networks.initialization.init_position_waves`), which needs a square grid; otherwise from
+            random vectors, as published. Loading weights overwrites either.
     """
 
-    def __init__(self, arch: str | Mapping[str, int] | Arch = 'base', decoder_depth: int = 8,
-                 decoder_num_heads: int = 16, num_tokens: int = 256, num_codes: int = 1024,
-                 dropout: float = 0.1, position_waves: bool = False) -> None:
+    def __init__(
+        self,
+        arch: str | Mapping[str, int] | Arch = 'base',
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        num_tokens: int = 256,
+        num_codes: int = 1024,
+        dropout: float = 0.1,
+        position_waves: bool = False,
+    ) -> None:
         super().__init__()
         size = get_arch(arch)
         decoder_size = Arch(size.width, decoder_depth, decoder_num_heads)
@@ -71,8 +79,9 @@ class TokenPredictor(nn.Module):
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.decoder_embed = nn.Linear(size.width, size.width)
         self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, 1 + num_tokens, size.width))
-        self.decoder_blocks = nn.Sequential(*(
-            Block(size.width, decoder_size.num_heads, dropout) for _ in range(decoder_size.depth)))
+        self.decoder_blocks = nn.Sequential(
+            *(Block(size.width, decoder_size.num_heads, dropout) for _ in range(decoder_size.depth))
+        )
         self.decoder_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.mlm_layer = TokenHead(size.width, self.vocabulary.size)
         self.apply(init_transformer)
@@ -81,7 +90,9 @@ class TokenPredictor(nn.Module):
             side = math.isqrt(num_tokens)
             if side**2 != num_tokens:
                 raise ValueError(f'position_waves needs a square grid of tokens, got {num_tokens} tokens')
-            init_position_waves((side, side), EMBEDDING_STD, self.token_emb.position_embeddings.weight)  # as strong as words
+            init_position_waves(
+                (side, side), EMBEDDING_STD, self.token_emb.position_embeddings.weight
+            )  # as strong as words
             init_position_waves((side, side), 1.0, self.decoder_pos_embed_learned)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -111,8 +122,10 @@ class TokenPredictor(nn.Module):
             ValueError: If shapes do not fit the number of tokens.
         """
         if tokens.shape != mask.shape or tokens.shape[1] != self.num_tokens:
-            raise ValueError(f'tokens and mask must both be (B, {self.num_tokens}), got {tuple(tokens.shape)} and '
-                             f'{tuple(mask.shape)}')
+            raise ValueError(
+                f'tokens and mask must both be (B, {self.num_tokens}), got {tuple(tokens.shape)} and '
+                f'{tuple(mask.shape)}'
+            )
         ids = tokens.masked_fill(mask, self.vocabulary.mask_id)
         ids = F.pad(ids, (1, 0), value=self.vocabulary.class_id)  # (B, 1 + L)
         x = self._encode(self.token_emb(ids), dropped)  # (B, 1 + L, C)
@@ -120,10 +133,11 @@ class TokenPredictor(nn.Module):
         x = torch.where(hidden, x[:, :1], x)  # the encoder's cls output stands in for masked places
         x = self.decoder_norm(self.decoder_blocks(x + self.decoder_pos_embed_learned))
         logits = self.mlm_layer(x[:, 1:], self.token_emb.word_embeddings.weight)  # (B, L, V)
-        return logits[..., :self.vocabulary.num_codes]
+        return logits[..., : self.vocabulary.num_codes]
 
-    def training_loss(self, tokens: Tensor, mask: Tensor, dropped: Tensor,
-                      label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
+    def training_loss(
+        self, tokens: Tensor, mask: Tensor, dropped: Tensor, label_smoothing: float = LABEL_SMOOTHING
+    ) -> Tensor:
         """MAGE's objective: cross entropy with label smoothing over the codes, at masked places.
 
         Args:

@@ -1,8 +1,8 @@
 """The VQGAN tokenizer: images to ids of a codebook and back (reference: ``vqgan_jax_strongaug``).
 
 It differs from the usual VQGAN: no attention, average pooling between levels, convolutions without bias in the residual
-blocks, and a shortcut that acts on the branch's output. Parameter names are those of the released file. How to train one
-is in ``tokenizer_training.py``. Shapes: B images, g x g grid, L = g * g places, C latent channels, K codes.
+blocks, and a shortcut that acts on the branch's output. Parameter names are those of the released file. How to train
+one is in ``tokenizer_training.py``. Shapes: B images, g x g grid, L = g * g places, C latent channels, K codes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 def _prepare(x: Tensor, first_layer: nn.Conv2d) -> Tensor:
     """Gives a network's input its precision and plain NCHW layout.
 
-    In channels-last layout GroupNorm on a CPU loses precision (latents are off 40 times further, measured: 2e-4 instead of
-    5e-6), which is enough to change tokens.
+    In channels-last layout GroupNorm on a CPU loses precision (latents are off 40 times further, measured: 2e-4 instead
+    of 5e-6), which is enough to change tokens.
     """
     return x.to(first_layer.weight.dtype).contiguous()
 
@@ -56,7 +56,9 @@ class ResidualBlock(nn.Module):
         norm_groups: Groups of the GroupNorm layers.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, norm_groups: int = NORM_GROUPS) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float = 0.0, norm_groups: int = NORM_GROUPS
+    ) -> None:
         super().__init__()
         self.norm1 = _norm(in_channels, norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
@@ -100,12 +102,16 @@ class _Upsample(nn.Module):
 class _Level(nn.Module):
     """The residual blocks of one resolution; in the decoder also the step to the next one."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, dropout: float, norm_groups: int,
-                 upsample: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, dropout: float, norm_groups: int, upsample: bool
+    ) -> None:
         super().__init__()
-        self.block = nn.Sequential(*(
-            ResidualBlock(in_channels if i == 0 else out_channels, out_channels, dropout, norm_groups)
-            for i in range(num_blocks)))
+        self.block = nn.Sequential(
+            *(
+                ResidualBlock(in_channels if i == 0 else out_channels, out_channels, dropout, norm_groups)
+                for i in range(num_blocks)
+            )
+        )
         self.upsample: _Upsample | None = _Upsample(out_channels) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,14 +130,16 @@ class TokenizerEncoder(nn.Module):
         norm_groups: Groups of the GroupNorm layers.
     """
 
-    def __init__(self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float,
-                 norm_groups: int) -> None:
+    def __init__(
+        self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float, norm_groups: int
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         inputs = (widths[0], *widths[:-1])
         self.down = nn.ModuleList(
             _Level(before, width, num_res_blocks, dropout, norm_groups, upsample=False)
-            for before, width in zip(inputs, widths, strict=True))
+            for before, width in zip(inputs, widths, strict=True)
+        )
         self.mid = _Middle(widths[-1], dropout, norm_groups)
         self.norm_out = _norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 1)
@@ -147,15 +155,17 @@ class TokenizerEncoder(nn.Module):
 class TokenizerDecoder(nn.Module):
     """Latents to image. Arguments as in :class:`TokenizerEncoder`; ``up[0]`` is the finest level, as in the released file."""
 
-    def __init__(self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float,
-                 norm_groups: int) -> None:
+    def __init__(
+        self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float, norm_groups: int
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
         self.mid = _Middle(widths[-1], dropout, norm_groups)
         inputs = (*widths[1:], widths[-1])
         self.up = nn.ModuleList(
             _Level(before, width, num_res_blocks, dropout, norm_groups, upsample=i > 0)
-            for i, (before, width) in enumerate(zip(inputs, widths, strict=True)))
+            for i, (before, width) in enumerate(zip(inputs, widths, strict=True))
+        )
         self.norm_out = _norm(widths[0], norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
@@ -183,8 +193,8 @@ class Codebook(nn.Module):
     def forward(self, latents: Tensor) -> Quantized:
         """Finds the nearest code (squared Euclidean distance) of every place of latents (B, C, g, g).
 
-        Runs in float32 whatever the precision around it. Distances by matrix product find the nearest two codes; which of
-        both is nearer is decided by their differences, as the product's rounding can exceed the gap between them.
+        Runs in float32 whatever the precision around it. Distances by matrix product find the nearest two codes; which
+        of both is nearer is decided by their differences, as the product's rounding can exceed the gap between them.
         """
         B, C, H, W = latents.shape
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
@@ -207,24 +217,34 @@ class VQGANTokenizer(nn.Module):
 
     Args:
         base_channels: Channels of the finest level; it and every level's width must be multiples of ``norm_groups``.
-        channel_multipliers: Width of each level over ``base_channels``, finest first. The patch size is 2**(levels - 1).
+        channel_multipliers: Width of each level over ``base_channels``, finest first. The patch size is 2**(levels -
+            1).
         num_res_blocks: Residual blocks of a level.
         latent_channels: Channels C of a code.
         num_codes: Number of codes K.
         dropout: Dropout in the residual blocks (training a tokenizer only).
-        norm_groups: Groups of the GroupNorm layers. A group of one channel loses its mean and contrast, and with them the
-            image's: give narrow networks few groups (the released one has four channels and more in a group).
+        norm_groups: Groups of the GroupNorm layers. A group of one channel loses its mean and contrast, and with them
+            the image's: give narrow networks few groups (the released one has four channels and more in a group).
     """
 
-    def __init__(self, base_channels: int = 128, channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-                 num_res_blocks: int = 2, latent_channels: int = 256, num_codes: int = 1024,
-                 dropout: float = 0.0, norm_groups: int = NORM_GROUPS) -> None:
+    def __init__(
+        self,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 256,
+        num_codes: int = 1024,
+        dropout: float = 0.0,
+        norm_groups: int = NORM_GROUPS,
+    ) -> None:
         super().__init__()
         widths = tuple(base_channels * multiplier for multiplier in channel_multipliers)
         if not widths or any(width < 1 or width % norm_groups for width in widths):
-            raise ValueError(f'every level of the tokenizer needs a multiple of {norm_groups} channels, got {widths}: '
-                             f'change base_channels ({base_channels}), channel_multipliers ({channel_multipliers}) or norm_groups')
-        self.patch_size = 2**(len(widths) - 1)
+            raise ValueError(
+                f'every level of the tokenizer needs a multiple of {norm_groups} channels, got {widths}: '
+                f'change base_channels ({base_channels}), channel_multipliers ({channel_multipliers}) or norm_groups'
+            )
+        self.patch_size = 2 ** (len(widths) - 1)
         self.latent_channels = latent_channels
         self.num_codes = num_codes
         self.encoder = TokenizerEncoder(widths, num_res_blocks, latent_channels, dropout, norm_groups)
@@ -253,8 +273,10 @@ class VQGANTokenizer(nn.Module):
         """
         H, W = images.shape[-2:]
         if H % self.patch_size or W % self.patch_size:
-            raise ValueError(f'the tokenizer needs images whose sides are multiples of {self.patch_size} '
-                             f'(2**(levels - 1)), got {H} x {W}: resize or crop the images')
+            raise ValueError(
+                f'the tokenizer needs images whose sides are multiples of {self.patch_size} '
+                f'(2**(levels - 1)), got {H} x {W}: resize or crop the images'
+            )
         return self.encoder(_prepare(images, self.encoder.conv_in)).float()
 
     def encode(self, images: Tensor) -> Quantized:

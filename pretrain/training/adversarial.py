@@ -13,8 +13,8 @@ _NORM_GROUPS = 8
 class PatchDiscriminator(nn.Module):
     """Scores overlapping patches of an image as real or reconstructed.
 
-    GroupNorm stands where PatchGAN has BatchNorm, so that the scores of an image depend neither on the rest of its batch
-    nor on the number of processes.
+    GroupNorm stands where PatchGAN has BatchNorm, so that the scores of an image depend neither on the rest of its
+    batch nor on the number of processes.
 
     Args:
         base_channels: Channels after the first layer; a multiple of 8.
@@ -28,8 +28,11 @@ class PatchDiscriminator(nn.Module):
         for i in range(1, num_layers + 1):
             before, width = width, base_channels * min(2**i, 8)
             stride = 2 if i < num_layers else 1
-            layers += [nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
-                       nn.GroupNorm(_NORM_GROUPS, width), nn.LeakyReLU(0.2)]
+            layers += [
+                nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(_NORM_GROUPS, width),
+                nn.LeakyReLU(0.2),
+            ]
         layers.append(nn.Conv2d(width, 1, 4, padding=1))
         self.layers = nn.Sequential(*layers)
 
@@ -54,8 +57,9 @@ def generator_loss(discriminator: nn.Module, reconstruction: Tensor) -> Tensor:
     return -functional_call(discriminator, constants, (reconstruction,)).float().mean()
 
 
-def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_weight: Tensor,
-                    limit: float = 1e4) -> Tensor:
+def adaptive_weight(
+    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_weight: Tensor, limit: float = 1e4
+) -> Tensor:
     """The weight that gives both losses' gradients the same norm at the decoder's last layer (VQGAN, section 3.1).
 
     Args:

@@ -17,8 +17,8 @@ from torch import nn
 class TrainedPartEMA(ExponentialMovingAverage):
     """mmengine's EMA, but frozen networks are shared with the trained model instead of copied.
 
-    For mmengine's ``EMAHook``: ``dict(type='EMAHook', ema_type='TrainedPartEMA', momentum=1e-4)``. In checkpoints of such a run
-    ``state_dict`` holds the averaged weights, so they are what is converted and generated with.
+    For mmengine's ``EMAHook``: ``dict(type='EMAHook', ema_type='TrainedPartEMA', momentum=1e-4)``. In checkpoints of
+    such a run ``state_dict`` holds the averaged weights, so they are what is converted and generated with.
 
     Args:
         model: The trained model.
@@ -27,7 +27,9 @@ class TrainedPartEMA(ExponentialMovingAverage):
         device: Where to keep the average; None for the model's.
     """
 
-    def __init__(self, model: nn.Module, momentum: float = 1e-4, interval: int = 1, device: torch.device | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, momentum: float = 1e-4, interval: int = 1, device: torch.device | None = None
+    ) -> None:
         frozen = {name: model.get_submodule(name) for name in _frozen_networks(model)}
         for name in frozen:
             _set_child(model, name, None)

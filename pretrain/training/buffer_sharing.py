@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 class ShareBuffersHook(Hook):
     """Gives every process the first one's buffers (running mean and variance) before validation.
 
-    Checkpoints hold the first process' buffers. mmengine's ``SyncBuffersHook`` averages them after a checkpoint is written, so that
-    a test of the checkpoint would not repeat the validation's accuracy.
+    Checkpoints hold the first process' buffers. mmengine's ``SyncBuffersHook`` averages them after a checkpoint is
+    written, so that a test of the checkpoint would not repeat the validation's accuracy.
     """
 
     def before_val_epoch(self, runner: Runner) -> None:

@@ -1,7 +1,7 @@
 """How much of ADDP's prediction comes from its encoder: a pre-training whose decoder does without it makes weights worth nothing.
 
-The decoder sees the visible tokens beside the encoder's output, and both say the same about the image. So the loss alone
-does not show whether the encoder, the only part that is transferred, has learned anything.
+The decoder sees the visible tokens beside the encoder's output, and both say the same about the image. So the loss
+alone does not show whether the encoder, the only part that is transferred, has learned anything.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def measure_encoder_use(addp: ADDP, batches: Iterable[tuple[Tensor, Tensor, Tens
 
     Args:
         addp: With all three networks' weights.
-        batches: Images (B, 3, H, W) in [0, 1], m_t and m_{t+1} (B, L) bool, as :meth:`ADDP.diffuse` takes them; B at least 2 (the other
-            image is the batch's next one), and at least one place masked.
+        batches: Images (B, 3, H, W) in [0, 1], m_t and m_{t+1} (B, L) bool, as :meth:`ADDP.diffuse` takes them; B at
+            least 2 (the other image is the batch's next one), and at least one place masked.
 
     Raises:
         ValueError: If there is no batch, one has a single image, or nothing is masked.
@@ -80,17 +80,27 @@ def measure_encoder_use(addp: ADDP, batches: Iterable[tuple[Tensor, Tensor, Tens
     with evaluating(addp):
         for images, mask, noisier_mask in batches:
             if len(images) < 2 or not mask.any():
-                raise ValueError(f'wanted batches of at least 2 images with masked places, got {len(images)} and {int(mask.sum())} places')
+                raise ValueError(
+                    f'wanted batches of at least 2 images with masked places, got {len(images)} and {int(mask.sum())} places'
+                )
             sample = addp.diffuse(images, mask, noisier_mask)
             encoded = addp.encode_pixels(sample.noisy_images)
             hidden = torch.full_like(sample.tokens, addp.vocabulary.mask_id)
             cases = ((encoded, sample.tokens), (encoded, hidden), (encoded.roll(1, dims=0), sample.tokens))
-            losses = [masked_soft_cross_entropy(addp.score_vocabulary(*case, mask)[..., :addp.num_codes], sample.target, mask,
-                                                label_smoothing=0.0)
-                      for case in cases]
+            losses = [
+                masked_soft_cross_entropy(
+                    addp.score_vocabulary(*case, mask)[..., : addp.num_codes], sample.target, mask, label_smoothing=0.0
+                )
+                for case in cases
+            ]
             target = sample.target[mask].double()
             count = len(target)
-            sums += torch.tensor([float(torch.special.entr(target).sum(-1).mean()), *map(float, losses)], dtype=torch.float64) * count
+            sums += (
+                torch.tensor(
+                    [float(torch.special.entr(target).sum(-1).mean()), *map(float, losses)], dtype=torch.float64
+                )
+                * count
+            )
             targets += target.sum(0).cpu()
             places += count
     if not places:

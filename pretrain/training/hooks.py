@@ -25,7 +25,9 @@ class ThroughputHook(Hook):
 
     priority = 'NORMAL'  # after IterTimerHook, which default_hooks registers first; before LoggerHook
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
         """Updates both figures."""
         hub = runner.message_hub
         seconds = hub.get_scalar('train/time').current()
@@ -50,7 +52,9 @@ class ReviveCodesHook(Hook):
         self.interval = interval
         self.stop_after_iters = stop_after_iters
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
         """Revives codes and logs how many."""
         if self.stop_after_iters is not None and runner.iter >= self.stop_after_iters:
             return

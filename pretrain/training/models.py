@@ -1,9 +1,9 @@
 """The three networks as mmengine models: what a config trains.
 
-``ADDPPretraining``, ``TokenizerTraining`` and ``TokenPredictorTraining`` take images (uint8 or [0, 255]) from the data loader and
-return losses and figures for the log. A config needs ``custom_imports=dict(imports=['pretrain.training'])``, which registers all
-that pre-training configs name. Random draws (masks, dropout, revived codes) come from torch's global generator on the CPU, which the
-hook ``SeedEachIteration`` makes a function of (seed, rank, iteration).
+``ADDPPretraining``, ``TokenizerTraining`` and ``TokenPredictorTraining`` take images (uint8 or [0, 255]) from the data
+loader and return losses and figures for the log. A config needs ``custom_imports=dict(imports=['pretrain.training'])``,
+which registers all that pre-training configs name. Random draws (masks, dropout, revived codes) come from torch's
+global generator on the CPU, which the hook ``SeedEachIteration`` makes a function of (seed, rank, iteration).
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ class TrainingModel(BaseModel):
             mode: 'loss', the only one.
         """
         if mode != 'loss':
-            raise NotImplementedError(f'{type(self).__name__} is for training (mode="loss"), got mode={mode!r}: there is nothing to '
-                                      'evaluate; look at the loss and the pictures in the work dir')
+            raise NotImplementedError(
+                f'{type(self).__name__} is for training (mode="loss"), got mode={mode!r}: there is nothing to '
+                'evaluate; look at the loss and the pictures in the work dir'
+            )
         return self.compute_losses(inputs)
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
@@ -85,12 +87,17 @@ class ADDPPretraining(TrainingModel):
 
     Args:
         network: Arguments of :class:`pretrain.ADDP`.
-        init_cfg: ``tokenizer`` and ``token_predictor`` (needed), ``addp`` (to go on from other weights than random ones).
+        init_cfg: ``tokenizer`` and ``token_predictor`` (needed), ``addp`` (to go on from other weights than random
+            ones).
         data_preprocessor: See :class:`TrainingModel`.
     """
 
-    def __init__(self, network: Mapping[str, Any], init_cfg: Mapping[str, str | None] | None = None,
-                 data_preprocessor: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        init_cfg: Mapping[str, str | None] | None = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(init_cfg, data_preprocessor)
         self.addp = ADDP(**network)
         self.addp.tokenizer.lay_out()
@@ -117,7 +124,10 @@ class ADDPPretraining(TrainingModel):
     @torch.no_grad()
     def draw_columns(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Input, reconstruction, mask, noisy image x_t, and the decoded most likely prediction; rows have growing mask ratios."""
-        rows = [self._draw_row(image[None], PICTURE_RATIOS[i % len(PICTURE_RATIOS)], generator) for i, image in enumerate(images)]
+        rows = [
+            self._draw_row(image[None], PICTURE_RATIOS[i % len(PICTURE_RATIOS)], generator)
+            for i, image in enumerate(images)
+        ]
         return {title: torch.cat([row[title] for row in rows]) for title in rows[0]}
 
     def _draw_row(self, image: Tensor, ratio: float, generator: torch.Generator) -> dict[str, Tensor]:
@@ -127,10 +137,13 @@ class ADDPPretraining(TrainingModel):
             sample = addp.diffuse(image, mask, noisier_mask)
             predicted = addp.predict_logits(sample.noisy_images, sample.tokens, mask).argmax(-1)
             decode = addp.tokenizer.decode
-            return {'input': image, 'reconstruction': decode(addp.tokenizer.lookup(sample.tokens, addp.grid)),
-                    f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(image, mask, addp.grid),
-                    'noisy image': sample.noisy_images,
-                    'most likely': decode(addp.tokenizer.lookup(torch.where(mask, predicted, sample.tokens), addp.grid))}
+            return {
+                'input': image,
+                'reconstruction': decode(addp.tokenizer.lookup(sample.tokens, addp.grid)),
+                f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(image, mask, addp.grid),
+                'noisy image': sample.noisy_images,
+                'most likely': decode(addp.tokenizer.lookup(torch.where(mask, predicted, sample.tokens), addp.grid)),
+            }
 
 
 @MODELS.register_module()
@@ -141,15 +154,21 @@ class TokenizerTraining(TrainingModel):
         tokenizer: Arguments of :class:`pretrain.VQGANTokenizer`.
         objective: Arguments of :class:`pretrain.training.tokenizer_objective.TokenizerObjective`.
         usage: Arguments of :class:`pretrain.training.tokenizer_objective.CodebookUsage` but for the number of codes.
-        init_cfg: ``tokenizer`` (to go on from trained weights) and ``vgg16`` (torchvision's file, for the perceptual term).
+        init_cfg: ``tokenizer`` (to go on from trained weights) and ``vgg16`` (torchvision's file, for the perceptual
+            term).
         data_preprocessor: See :class:`TrainingModel`.
     """
 
     num_iters: Tensor
 
-    def __init__(self, tokenizer: Mapping[str, Any], objective: Mapping[str, Any] | None = None,
-                 usage: Mapping[str, Any] | None = None, init_cfg: Mapping[str, str | None] | None = None,
-                 data_preprocessor: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Mapping[str, Any],
+        objective: Mapping[str, Any] | None = None,
+        usage: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, str | None] | None = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(init_cfg, data_preprocessor)
         self.tokenizer = VQGANTokenizer(**tokenizer)
         self.objective = TokenizerObjective(**(objective or {}))
@@ -171,9 +190,11 @@ class TokenizerTraining(TrainingModel):
         if self.objective.perceptual is None:
             return
         if self.sources.get('vgg16') is None:
-            raise CheckpointError('the perceptual term needs the weights of VGG16: download '
-                                  'https://download.pytorch.org/models/vgg16-397923af.pth and set model.init_cfg.vgg16 to it, or set '
-                                  'model.objective.perceptual_weight=0')
+            raise CheckpointError(
+                'the perceptual term needs the weights of VGG16: download '
+                'https://download.pytorch.org/models/vgg16-397923af.pth and set model.init_cfg.vgg16 to it, or set '
+                'model.objective.perceptual_weight=0'
+            )
         self.objective.perceptual.load_vgg16(read_checkpoint(str(self.sources['vgg16'])))
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
@@ -212,22 +233,32 @@ class TokenPredictorTraining(TrainingModel):
     """MAGE's objective on the tokens of a frozen tokenizer.
 
     Args:
-        token_predictor: Arguments of :class:`pretrain.TokenPredictor` but for the numbers of tokens and codes, which follow.
+        token_predictor: Arguments of :class:`pretrain.TokenPredictor` but for the numbers of tokens and codes, which
+            follow.
         tokenizer: Arguments of :class:`pretrain.VQGANTokenizer`.
         img_size: Side of the images, in pixels.
         init_cfg: ``tokenizer`` (needed), ``token_predictor`` (to go on from trained weights).
         data_preprocessor: See :class:`TrainingModel`.
     """
 
-    def __init__(self, token_predictor: Mapping[str, Any], tokenizer: Mapping[str, Any] | None = None, img_size: int = 256,
-                 init_cfg: Mapping[str, str | None] | None = None, data_preprocessor: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        token_predictor: Mapping[str, Any],
+        tokenizer: Mapping[str, Any] | None = None,
+        img_size: int = 256,
+        init_cfg: Mapping[str, str | None] | None = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(init_cfg, data_preprocessor)
         self.tokenizer = VQGANTokenizer(**(tokenizer or {}))
         if img_size % self.tokenizer.patch_size:
-            raise ValueError(f'img_size must be a multiple of the tokenizer\'s patch size {self.tokenizer.patch_size}, got {img_size}')
+            raise ValueError(
+                f"img_size must be a multiple of the tokenizer's patch size {self.tokenizer.patch_size}, got {img_size}"
+            )
         self.grid = (img_size // self.tokenizer.patch_size,) * 2
         self.token_predictor = TokenPredictor(
-            **token_predictor, num_tokens=self.grid[0] * self.grid[1], num_codes=self.tokenizer.num_codes)
+            **token_predictor, num_tokens=self.grid[0] * self.grid[1], num_codes=self.tokenizer.num_codes
+        )
         freeze(self, ('tokenizer',))
         self.tokenizer.lay_out()
 
@@ -267,7 +298,12 @@ class TokenPredictorTraining(TrainingModel):
             tokens, latents = tokenizer.encode(images)
             probs = self.token_predictor(tokens, mask)
             soft = torch.where(mask.unflatten(1, self.grid)[:, None], tokenizer.soft_latents(probs, self.grid), latents)
-            return {'input': images, 'reconstruction': tokenizer.decode(latents),
-                    f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(images, mask, self.grid),
-                    'most likely': tokenizer.decode(tokenizer.lookup(torch.where(mask, probs.argmax(-1), tokens), self.grid)),
-                    'expected': tokenizer.decode(soft)}
+            return {
+                'input': images,
+                'reconstruction': tokenizer.decode(latents),
+                f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(images, mask, self.grid),
+                'most likely': tokenizer.decode(
+                    tokenizer.lookup(torch.where(mask, probs.argmax(-1), tokens), self.grid)
+                ),
+                'expected': tokenizer.decode(soft),
+            }

@@ -14,8 +14,8 @@ from torch import nn
 class LARS(Lars):
     """SGD whose step on a matrix is proportional to the matrix's norm (arXiv 1708.03888).
 
-    timm's implementation with MAE's choice of where to adapt: parameters of one dimension (norms and biases) have neither adaptation nor
-    weight decay; all others are adapted, also where there is no weight decay.
+    timm's implementation with MAE's choice of where to adapt: parameters of one dimension (norms and biases) have
+    neither adaptation nor weight decay; all others are adapted, also where there is no weight decay.
 
     Args:
         params: Parameters, or groups with options of their own; frozen parameters are left out.
@@ -25,8 +25,14 @@ class LARS(Lars):
         trust_coeff: A matrix' step is lr * trust_coeff * |matrix|, before momentum.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.9,
-                 weight_decay: float = 0.0, trust_coeff: float = 0.001) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coeff: float = 0.001,
+    ) -> None:
         groups = []
         for group in [entry if isinstance(entry, dict) else dict(params=[entry]) for entry in params]:
             trained = [parameter for parameter in group['params'] if parameter.requires_grad]

@@ -50,8 +50,10 @@ class PerceptualDistance(nn.Module):
             RuntimeError: If no weights were loaded.
         """
         if not self.loaded:
-            raise RuntimeError('the perceptual distance has no weights: pass those of torchvision\'s vgg16-397923af.pth to '
-                               'load_vgg16(), or train without the perceptual term (perceptual_weight=0)')
+            raise RuntimeError(
+                "the perceptual distance has no weights: pass those of torchvision's vgg16-397923af.pth to "
+                'load_vgg16(), or train without the perceptual term (perceptual_weight=0)'
+            )
         x = (torch.cat((images, others)) - self.mean) / self.std
         distance = x.new_zeros(())
         for i, layer in enumerate(self.features):

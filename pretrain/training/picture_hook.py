@@ -46,7 +46,9 @@ class PictureHook(Hook):
             self._save(runner, 0)
 
     @master_only
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
         """Saves a picture when it is time, and after the last iteration."""
         if self.interval and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
             self._save(runner, runner.iter + 1)
@@ -76,8 +78,9 @@ def compose(columns: Mapping[str, Tensor]) -> Image.Image:
     rows = {title: [enlarge(picture) for picture in to_pictures(images)] for title, images in columns.items()}
     pictures = next(iter(rows.values()))
     width, height = pictures[0].size
-    canvas = Image.new('RGB', (len(rows) * (width + GAP_PX) - GAP_PX, CAPTION_PX + len(pictures) * (height + GAP_PX) - GAP_PX),
-                       PAPER)
+    canvas = Image.new(
+        'RGB', (len(rows) * (width + GAP_PX) - GAP_PX, CAPTION_PX + len(pictures) * (height + GAP_PX) - GAP_PX), PAPER
+    )
     pen = ImageDraw.Draw(canvas)
     for i, (title, column) in enumerate(rows.items()):
         left = i * (width + GAP_PX)
@@ -91,5 +94,7 @@ def pick_images(dataset: Any, count: int, model: Any) -> Tensor:
     """Images of a data set, evenly spread, as the model gets them; a seeded index makes their augmentation the same each time."""
     places = [i * len(dataset) // count for i in range(min(count, len(dataset)))]
     samples = [dataset[SampleIndex(place, seed=place)] for place in places]
-    batch = dict(inputs=[sample['inputs'] for sample in samples], data_samples=[sample['data_samples'] for sample in samples])
+    batch = dict(
+        inputs=[sample['inputs'] for sample in samples], data_samples=[sample['data_samples'] for sample in samples]
+    )
     return model.data_preprocessor(batch, False)['inputs']

@@ -38,8 +38,8 @@ class TokenizerPass(NamedTuple):
 def reconstruct(tokenizer: VQGANTokenizer, images: Tensor, quantize: bool = True) -> TokenizerPass:
     """Encodes, quantises and decodes images (B, 3, H, W) in [0, 1]; the encoder gets the decoder's gradients unchanged.
 
-    (Straight-through estimator: van den Oord et al. 2017, section 3.2.) Without ``quantize`` the decoder gets the continuous
-    latents.
+    (Straight-through estimator: van den Oord et al. 2017, section 3.2.) Without ``quantize`` the decoder gets the
+    continuous latents.
     """
     continuous = tokenizer.encode_continuous(images)
     tokens, quantized = tokenizer.quantize(continuous)
@@ -59,13 +59,21 @@ class TokenizerObjective(nn.Module):
         adversarial_weight: Of the adversarial term, times the adaptive weight; 0 leaves the discriminator out.
         adversarial_start_iters: Iterations before the adversarial term (and the discriminator's learning) sets in.
         discriminator: Arguments of :class:`PatchDiscriminator`.
-        quantize_from_iters: Iterations at the start in which latents are not quantised, so that the codebook begins among
-            latents that mean something; short trainings gain by it.
+        quantize_from_iters: Iterations at the start in which latents are not quantised, so that the codebook begins
+            among latents that mean something; short trainings gain by it.
     """
 
-    def __init__(self, pixel_weight: float = 1.0, codebook_weight: float = 1.0, commitment_weight: float = 0.25,
-                 perceptual_weight: float = 0.0, adversarial_weight: float = 0.0, adversarial_start_iters: int = 0,
-                 discriminator: Mapping[str, Any] | None = None, quantize_from_iters: int = 0) -> None:
+    def __init__(
+        self,
+        pixel_weight: float = 1.0,
+        codebook_weight: float = 1.0,
+        commitment_weight: float = 0.25,
+        perceptual_weight: float = 0.0,
+        adversarial_weight: float = 0.0,
+        adversarial_start_iters: int = 0,
+        discriminator: Mapping[str, Any] | None = None,
+        quantize_from_iters: int = 0,
+    ) -> None:
         super().__init__()
         self.pixel_weight = pixel_weight
         self.codebook_weight = codebook_weight
@@ -77,7 +85,9 @@ class TokenizerObjective(nn.Module):
         self.perceptual = PerceptualDistance() if perceptual_weight else None
         self.discriminator = PatchDiscriminator(**(discriminator or {})) if adversarial_weight else None
 
-    def forward(self, tokenizer: VQGANTokenizer, images: Tensor, iteration: int = 0) -> tuple[dict[str, Tensor], TokenizerPass]:
+    def forward(
+        self, tokenizer: VQGANTokenizer, images: Tensor, iteration: int = 0
+    ) -> tuple[dict[str, Tensor], TokenizerPass]:
         """Computes all losses, weighted; their sum is to be minimised by tokenizer and discriminator alike.
 
         Args:
@@ -95,7 +105,9 @@ class TokenizerObjective(nn.Module):
         losses = {
             'loss_pixel': self.pixel_weight * F.l1_loss(result.reconstruction, images),
             'loss_codebook': quantize * self.codebook_weight * F.mse_loss(result.quantized, result.continuous.detach()),
-            'loss_commitment': quantize * self.commitment_weight * F.mse_loss(result.continuous, result.quantized.detach()),
+            'loss_commitment': quantize
+            * self.commitment_weight
+            * F.mse_loss(result.continuous, result.quantized.detach()),
         }
         if self.perceptual is not None:
             losses['loss_perceptual'] = self.perceptual_weight * self.perceptual(result.reconstruction, images)
@@ -104,13 +116,22 @@ class TokenizerObjective(nn.Module):
             losses.update(self._adversarial(self.discriminator, tokenizer, images, result, appearance, iteration))
         return losses, result
 
-    def _adversarial(self, discriminator: PatchDiscriminator, tokenizer: VQGANTokenizer, images: Tensor,
-                     result: TokenizerPass, appearance: Tensor, iteration: int) -> dict[str, Tensor]:
+    def _adversarial(
+        self,
+        discriminator: PatchDiscriminator,
+        tokenizer: VQGANTokenizer,
+        images: Tensor,
+        result: TokenizerPass,
+        appearance: Tensor,
+        iteration: int,
+    ) -> dict[str, Tensor]:
         factor = float(iteration >= self.adversarial_start_iters)
         adversarial = generator_loss(discriminator, result.reconstruction)
         weight = adaptive_weight(appearance, adversarial, tokenizer.decoder.conv_out.weight)
-        return {'loss_adversarial': factor * self.adversarial_weight * weight * adversarial,
-                'loss_discriminator': factor * discriminator_loss(discriminator, images, result.reconstruction)}
+        return {
+            'loss_adversarial': factor * self.adversarial_weight * weight * adversarial,
+            'loss_discriminator': factor * discriminator_loss(discriminator, images, result.reconstruction),
+        }
 
 
 class CodebookUsage(nn.Module):
@@ -142,8 +163,8 @@ class CodebookUsage(nn.Module):
         """Counts tokens (B, L) and returns figures of this batch for the log.
 
         Returns:
-            ``codebook_used``, the share of codes that occur, and ``perplexity``, the exponential of the entropy of their
-            frequencies: between 1 (one code) and K (all equally often).
+            ``codebook_used``, the share of codes that occur, and ``perplexity``, the exponential of the entropy of
+            their frequencies: between 1 (one code) and K (all equally often).
         """
         counts = torch.bincount(tokens.flatten(), minlength=len(self.shares)).float()
         all_reduce(counts)
@@ -172,8 +193,9 @@ class CodebookUsage(nn.Module):
 
 
 @torch.no_grad()
-def fill_codes(tokenizer: VQGANTokenizer, continuous: Tensor, which: Tensor,
-               generator: torch.Generator | None = None) -> None:
+def fill_codes(
+    tokenizer: VQGANTokenizer, continuous: Tensor, which: Tensor, generator: torch.Generator | None = None
+) -> None:
     """Overwrites codes with latents drawn from a batch; also the way to start a new codebook, with all codes.
 
     Args:

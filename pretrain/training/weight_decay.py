@@ -27,8 +27,13 @@ class TwoGroupsConstructor(DefaultOptimWrapperConstructor):
         # Not empty, as the base class then leaves the groups to us.
         super().__init__(optim_wrapper_cfg, dict(bypass_duplicate=False))
 
-    def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '',
-                   is_dcn_module: int | float | None = None) -> None:
+    def add_params(
+        self,
+        params: list[dict[str, Any]],
+        module: nn.Module,
+        prefix: str = '',
+        is_dcn_module: int | float | None = None,
+    ) -> None:
         """Appends the two groups; arguments as in the base class."""
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         flat = [parameter for name, parameter in trained if parameter.ndim <= 1 or name.rpartition('.')[2] == 'bias']
@@ -36,5 +41,7 @@ class TwoGroupsConstructor(DefaultOptimWrapperConstructor):
         decayed = [parameter for _, parameter in trained if id(parameter) not in without]
         params += [dict(params=decayed), dict(params=flat, weight_decay=0.0)]
         count = sum(parameter.numel() for _, parameter in trained)
-        print_log(f'{count / 1e6:.1f} million trained parameters; {len(decayed)} tensors with weight decay, {len(flat)} without',
-                  logger='current')
+        print_log(
+            f'{count / 1e6:.1f} million trained parameters; {len(decayed)} tensors with weight decay, {len(flat)} without',
+            logger='current',
+        )

@@ -1,6 +1,7 @@
 """Fetches the released checkpoints (and the weights that FID needs) into the places where the configs look for them.
 
-A file is moved to its place only after it was loaded into the network that it is for. ``tools/download_weights.py`` is the command.
+A file is moved to its place only after it was loaded into the network that it is for. ``tools/download_weights.py`` is
+the command.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def download(name: str, root: Path = Path(), progress: Progress | None = None, q
         What the check found, in words.
 
     Raises:
-        DownloadError: If it cannot be fetched (a part that has arrived stays and is gone on with), or is not what it should be (then
-            nothing stays).
+        DownloadError: If it cannot be fetched (a part that has arrived stays and is gone on with), or is not what it
+            should be (then nothing stays).
     """
     place = place_of(name, root)
     if place.is_file():
@@ -143,7 +144,10 @@ def find_on_hub(published: PublishedFile) -> Remote:
     """
     hub = _import('huggingface_hub')
     # The bases: of the HTTP library that this version is built on.
-    failures: tuple[type[Exception], ...] = (OSError, *importlib.import_module('huggingface_hub.errors').HfHubHTTPError.__bases__)
+    failures: tuple[type[Exception], ...] = (
+        OSError,
+        *importlib.import_module('huggingface_hub.errors').HfHubHTTPError.__bases__,
+    )
     endpoint = os.environ.get('HF_ENDPOINT')
     try:
         info = hub.HfApi(endpoint).model_info(published.hub_repo, files_metadata=True, timeout=30)
@@ -152,9 +156,15 @@ def find_on_hub(published: PublishedFile) -> Remote:
     for file in info.siblings or []:
         if Path(file.rfilename).name == published.path.name:
             checksum = file.lfs.sha256 if file.lfs else None
-            return Remote(hub.hf_hub_url(published.hub_repo, file.rfilename, revision=info.sha, endpoint=endpoint), file.size, checksum)
-    raise DownloadError(f'{published.hub_repo} holds no {published.path.name}; it holds '
-                        f'{", ".join(file.rfilename for file in info.siblings or []) or "nothing"}')
+            return Remote(
+                hub.hf_hub_url(published.hub_repo, file.rfilename, revision=info.sha, endpoint=endpoint),
+                file.size,
+                checksum,
+            )
+    raise DownloadError(
+        f'{published.hub_repo} holds no {published.path.name}; it holds '
+        f'{", ".join(file.rfilename for file in info.siblings or []) or "nothing"}'
+    )
 
 
 def instructions(names: Collection[str], root: Path = Path()) -> str:

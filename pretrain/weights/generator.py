@@ -29,7 +29,8 @@ def load_generator(cfg: Config, checkpoint: str | Path, ema: bool | None = None,
 
     Args:
         cfg: A config that trains ADDP (``model.type='ADDPPretraining'``).
-        checkpoint: A released file (whole training checkpoint or ADDP alone), a checkpoint of our training, or its work dir.
+        checkpoint: A released file (whole training checkpoint or ADDP alone), a checkpoint of our training, or its work
+            dir.
         ema: True for the averaged weights, which the checkpoint then has to hold; False for the last ones; None for the
             averaged ones if there are any, else the last.
         tokenizer: File or work dir of the tokenizer; None for the checkpoint's own, or if it has none the config's
@@ -66,8 +67,10 @@ def require_addp(cfg: Config) -> None:
     """Raises a ValueError unless the config trains ADDP."""
     model = cfg.get('model', {})
     if model.get('type') != 'ADDPPretraining' or not isinstance(model.get('network'), Mapping):
-        raise ValueError(f'{cfg.filename} trains {model.get("type")!r}, wanted a config of ADDP (model.type="ADDPPretraining"), '
-                         'e.g. pretrain/configs/addp_base_1600e.py or addp_tiny.py')
+        raise ValueError(
+            f'{cfg.filename} trains {model.get("type")!r}, wanted a config of ADDP (model.type="ADDPPretraining"), '
+            'e.g. pretrain/configs/addp_base_1600e.py or addp_tiny.py'
+        )
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:
@@ -80,7 +83,9 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     if path.is_dir():
         latest = find_latest_checkpoint(path)
         if latest is None:
-            raise CheckpointError(f'{path} holds no checkpoint iter_*.pth; train with tools/train.py first, or give a file')
+            raise CheckpointError(
+                f'{path} holds no checkpoint iter_*.pth; train with tools/train.py first, or give a file'
+            )
         return latest
     if path.stem in PUBLISHED_FILES and not path.is_file():
         try:
@@ -88,8 +93,10 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
         except FileNotFoundError as error:
             raise CheckpointError(str(error)) from error
     if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist; give a released ADDP file, a checkpoint of tools/train.py with '
-                              'a config of ADDP, or its work dir')
+        raise CheckpointError(
+            f'checkpoint {path} does not exist; give a released ADDP file, a checkpoint of tools/train.py with '
+            'a config of ADDP, or its work dir'
+        )
     return path
 
 
@@ -114,8 +121,11 @@ def _own_tensors(contents: Mapping[str, Any], ema: bool | None, path: Path) -> d
         raise CheckpointError(f'{path} holds no averaged weights (it was trained without EMAHook): leave --ema out')
     if averaged and ema is False:
         # mmengine stores the two swapped: the averaged weights lie where deployment looks, the last ones under "ema".
-        tensors = {name.removeprefix(_EMA_PREFIX): value for name, value in contents['ema_state_dict'].items()
-                   if name.startswith(_EMA_PREFIX)}
+        tensors = {
+            name.removeprefix(_EMA_PREFIX): value
+            for name, value in contents['ema_state_dict'].items()
+            if name.startswith(_EMA_PREFIX)
+        }
     own = {name.removeprefix(_OWN_PREFIX): value for name, value in tensors.items() if name.startswith(_OWN_PREFIX)}
     if averaged:
         print_log(f'{path}: {"last" if ema is False else "averaged"} weights', logger='current')

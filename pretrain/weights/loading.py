@@ -1,7 +1,8 @@
 """Finding and loading the weights of tokenizer, token predictor and ADDP: released files, or our own training runs.
 
-A config names them in ``model.init_cfg``, e.g. ``dict(tokenizer='exp/pretrained_model/vqgan_jax_strongaug.ckpt')``. A value is a file,
-the work dir of a training run (its latest checkpoint is taken), or 'random' for networks that shall stay as they were initialised.
+A config names them in ``model.init_cfg``, e.g. ``dict(tokenizer='exp/pretrained_model/vqgan_jax_strongaug.ckpt')``. A
+value is a file, the work dir of a training run (its latest checkpoint is taken), or 'random' for networks that shall
+stay as they were initialised.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from pretrain.weights.published import (
 RANDOM = 'random'
 SEARCHED_FOLDERS = (Path('exp/pretrained_model'), Path('exp/release'))
 _PUBLISHED_LOADERS: dict[str, Callable[[Any, Mapping[str, Any]], LoadReport]] = {
-    'addp': load_published_addp, 'tokenizer': load_published_tokenizer, 'token_predictor': load_published_token_predictor}
+    'addp': load_published_addp,
+    'tokenizer': load_published_tokenizer,
+    'token_predictor': load_published_token_predictor,
+}
 _TRAINED_BY = {'addp': 'addp_*.py', 'tokenizer': 'tokenizer_*.py', 'token_predictor': 'token_predictor_*.py'}
 
 
@@ -44,13 +48,17 @@ def load_network(network: nn.Module, name: str, source: str | None) -> LoadRepor
         What a released file held; None for our own files and for 'random'.
 
     Raises:
-        CheckpointError: If there is no source, no such file, or it does not fit; the message says where files come from and which
-            option points elsewhere.
+        CheckpointError: If there is no source, no such file, or it does not fit; the message says where files come from
+            and which option points elsewhere.
     """
     option = f'model.init_cfg.{name}'
     if source == RANDOM:
-        print_log(f'{option}={RANDOM}: {type(network).__name__} keeps random weights; what is trained on it is good for measuring speed '
-                  'only', logger='current', level=logging.WARNING)
+        print_log(
+            f'{option}={RANDOM}: {type(network).__name__} keeps random weights; what is trained on it is good for measuring speed '
+            'only',
+            logger='current',
+            level=logging.WARNING,
+        )
         return None
     path = find_weights(source, name)
     checkpoint = read_checkpoint(path)
@@ -62,8 +70,10 @@ def load_network(network: nn.Module, name: str, source: str | None) -> LoadRepor
         else:
             report = _PUBLISHED_LOADERS[name](network, checkpoint)
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f'{path} does not fit the {name} of this config ({option}): {error}. Give both configs the same sizes, or '
-                              f'set {option} to another file') from error
+        raise CheckpointError(
+            f'{path} does not fit the {name} of this config ({option}): {error}. Give both configs the same sizes, or '
+            f'set {option} to another file'
+        ) from error
     print_log(f'{name}: weights of {path}', logger='current')
     return report
 
@@ -75,14 +85,18 @@ def find_weights(source: str | None, name: str) -> Path:
     """
     option = f'model.init_cfg.{name}'
     if not source:
-        raise CheckpointError(f'the {name} has no weights: set {option} to a released file, to the work dir of a run of '
-                              f'pretrain/configs/{_TRAINED_BY[name]}, or to {RANDOM!r} (to measure speed)')
+        raise CheckpointError(
+            f'the {name} has no weights: set {option} to a released file, to the work dir of a run of '
+            f'pretrain/configs/{_TRAINED_BY[name]}, or to {RANDOM!r} (to measure speed)'
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         latest = find_latest_checkpoint(path)
         if latest is None:
-            raise CheckpointError(f'{option}={source!r}: the folder holds no checkpoint iter_*.pth; train with '
-                                  f'pretrain/configs/{_TRAINED_BY[name]} into it, or set {option} to where the weights lie')
+            raise CheckpointError(
+                f'{option}={source!r}: the folder holds no checkpoint iter_*.pth; train with '
+                f'pretrain/configs/{_TRAINED_BY[name]} into it, or set {option} to where the weights lie'
+            )
         return latest
     places = [path] if path.parent != Path() else [path, *(folder / path for folder in SEARCHED_FOLDERS)]
     for place in places:
@@ -92,9 +106,13 @@ def find_weights(source: str | None, name: str) -> Path:
         try:
             return find_published(path.stem, path if path.parent != Path() else None, option)
         except FileNotFoundError as error:
-            raise CheckpointError(f'{error} (a run of pretrain/configs/{_TRAINED_BY[name]} of the same sizes gives weights too)') from error
-    raise CheckpointError(f'{option}={source!r}: no such file or folder (looked for {", ".join(map(str, places))}). Train with '
-                          f'pretrain/configs/{_TRAINED_BY[name]}, or set {option} to where the weights lie')
+            raise CheckpointError(
+                f'{error} (a run of pretrain/configs/{_TRAINED_BY[name]} of the same sizes gives weights too)'
+            ) from error
+    raise CheckpointError(
+        f'{option}={source!r}: no such file or folder (looked for {", ".join(map(str, places))}). Train with '
+        f'pretrain/configs/{_TRAINED_BY[name]}, or set {option} to where the weights lie'
+    )
 
 
 def _own_tensors(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:

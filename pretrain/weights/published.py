@@ -41,12 +41,20 @@ class PublishedFile:
     @property
     def source(self) -> str:
         """Where to get it, in words."""
-        return f'the Hugging Face model repository {self.hub_repo}' if self.hub_repo else f'Google Drive, file id {self.drive_id}'
+        return (
+            f'the Hugging Face model repository {self.hub_repo}'
+            if self.hub_repo
+            else f'Google Drive, file id {self.drive_id}'
+        )
 
     @property
     def page(self) -> str:
         """Where to get it with a browser."""
-        return f'https://huggingface.co/{self.hub_repo}' if self.hub_repo else f'https://drive.google.com/file/d/{self.drive_id}/view'
+        return (
+            f'https://huggingface.co/{self.hub_repo}'
+            if self.hub_repo
+            else f'https://drive.google.com/file/d/{self.drive_id}/view'
+        )
 
 
 _ADDP_REPO = 'Changyao/ADDP'
@@ -54,9 +62,14 @@ PUBLISHED_FILES = {
     'addp-vit-base-16': PublishedFile(Path('exp/release/addp-vit-base-16.pth'), hub_repo=_ADDP_REPO),
     'addp-vit-large-16': PublishedFile(Path('exp/release/addp-vit-large-16.pth'), hub_repo=_ADDP_REPO),
     'vqgan_jax_strongaug': PublishedFile(
-        Path('exp/pretrained_model/vqgan_jax_strongaug.ckpt'), drive_id='13S_unB87n6KKuuMdyMnyExW0G1kplTbP'),
-    'mage-vitb-1600': PublishedFile(Path('exp/pretrained_model/mage-vitb-1600.pth'), drive_id='1Q6tbt3vF0bSrv5sPrjpFu8ksG3vTsVX2'),
-    'mage-vitl-1600': PublishedFile(Path('exp/pretrained_model/mage-vitl-1600.pth'), drive_id='15xBPa8EIa0IRUiRYtXiYOC9JZVyMIFrB'),
+        Path('exp/pretrained_model/vqgan_jax_strongaug.ckpt'), drive_id='13S_unB87n6KKuuMdyMnyExW0G1kplTbP'
+    ),
+    'mage-vitb-1600': PublishedFile(
+        Path('exp/pretrained_model/mage-vitb-1600.pth'), drive_id='1Q6tbt3vF0bSrv5sPrjpFu8ksG3vTsVX2'
+    ),
+    'mage-vitl-1600': PublishedFile(
+        Path('exp/pretrained_model/mage-vitl-1600.pth'), drive_id='15xBPa8EIa0IRUiRYtXiYOC9JZVyMIFrB'
+    ),
 }
 
 
@@ -76,9 +89,23 @@ class LoadReport:
 
 
 # Entries that training programs put beside a network's weights.
-_RUN_STATE = frozenset((
-    'optimizer', 'epoch', 'scaler', 'args', 'global_step', 'lr_schedulers', 'optimizer_states', 'callbacks', 'loops',
-    'pytorch-lightning_version', 'hyper_parameters', 'hparams_name', 'native_amp_scaling_state'))
+_RUN_STATE = frozenset(
+    (
+        'optimizer',
+        'epoch',
+        'scaler',
+        'args',
+        'global_step',
+        'lr_schedulers',
+        'optimizer_states',
+        'callbacks',
+        'loops',
+        'pytorch-lightning_version',
+        'hyper_parameters',
+        'hparams_name',
+        'native_amp_scaling_state',
+    )
+)
 _RUN_STATE_REASON = 'state of the training run, not of a network'
 _NOT_NEEDED_REASON = 'of a network that is not needed here'
 _UNUSED_REASON = 'stored, but not used by the published forward pass'
@@ -107,8 +134,10 @@ def find_published(name: str, path: str | Path | None = None, option: str = 'pat
     published = PUBLISHED_FILES[name]
     found = Path(path) if path is not None else published.path
     if not found.is_file():
-        raise FileNotFoundError(f'{found} does not exist. Get {published.path.name} from {published.source} and place it '
-                                f'at {published.path} (python tools/download_weights.py {name}), or set {option} to where it lies')
+        raise FileNotFoundError(
+            f'{found} does not exist. Get {published.path.name} from {published.source} and place it '
+            f'at {published.path} (python tools/download_weights.py {name}), or set {option} to where it lies'
+        )
     return found
 
 
@@ -117,12 +146,13 @@ def read_published(name: str, path: str | Path | None = None, option: str = 'pat
     return read_checkpoint(find_published(name, path, option))
 
 
-def load_published_addp(model: ADDP, contents: Mapping[str, Any],
-                        needed: Collection[str] = ('tokenizer', 'token_predictor')) -> LoadReport:
+def load_published_addp(
+    model: ADDP, contents: Mapping[str, Any], needed: Collection[str] = ('tokenizer', 'token_predictor')
+) -> LoadReport:
     """Loads a released ADDP file or a published training checkpoint.
 
-    The ADDP tensors must all be there. Tokenizer (``vqgan.*``) and token predictor (``token_predictor.*``) are loaded if
-    the file holds them, each in full; a released file may hold neither, and then they keep their weights, which is
+    The ADDP tensors must all be there. Tokenizer (``vqgan.*``) and token predictor (``token_predictor.*``) are loaded
+    if the file holds them, each in full; a released file may hold neither, and then they keep their weights, which is
     reported as a warning.
 
     Args:
@@ -142,8 +172,11 @@ def load_published_addp(model: ADDP, contents: Mapping[str, Any],
     predictor = _take(tensors, 'token_predictor.')
     tokenizer = _take(tensors, 'vqgan.')
     copies = _match(model, tensors, '', _unused_of_addp(model), report)
-    for name, prefix, found in (('tokenizer', 'vqgan.', tokenizer), ('tokenizer', 'token_predictor.vqgan.', alias),
-                                ('token_predictor', 'token_predictor.', predictor)):
+    for name, prefix, found in (
+        ('tokenizer', 'vqgan.', tokenizer),
+        ('tokenizer', 'token_predictor.vqgan.', alias),
+        ('token_predictor', 'token_predictor.', predictor),
+    ):
         if name not in needed:
             report.dropped.update({f'{prefix}{key}': _NOT_NEEDED_REASON for key in found})
             found.clear()
@@ -155,17 +188,25 @@ def load_published_addp(model: ADDP, contents: Mapping[str, Any],
         _drop_alias(alias, tokenizer, report)
     elif alias:
         copies += _match(model.tokenizer, alias, 'token_predictor.vqgan.', {}, report)
-    report.absent = [name for name, found in (('tokenizer', tokenizer or alias), ('token_predictor', predictor))
-                     if name in needed and not found]
+    report.absent = [
+        name
+        for name, found in (('tokenizer', tokenizer or alias), ('token_predictor', predictor))
+        if name in needed and not found
+    ]
     _copy(copies)
     if report.absent:
-        print_log(f'the checkpoint holds ADDP but no {" and no ".join(report.absent)}: they keep the weights they have, so '
-                  f'load their own files before training or generating', logger='current', level=logging.WARNING)
+        print_log(
+            f'the checkpoint holds ADDP but no {" and no ".join(report.absent)}: they keep the weights they have, so '
+            f'load their own files before training or generating',
+            logger='current',
+            level=logging.WARNING,
+        )
     return report
 
 
-def load_published_token_predictor(predictor: TokenPredictor, contents: Mapping[str, Any],
-                                   patch_size: int = 16) -> LoadReport:
+def load_published_token_predictor(
+    predictor: TokenPredictor, contents: Mapping[str, Any], patch_size: int = 16
+) -> LoadReport:
     """Loads ``mage-vit{b,l}-1600.pth``.
 
     Args:
@@ -217,8 +258,13 @@ def _unused_of_addp(model: ADDP) -> dict[str, tuple[int, ...]]:
     width = model.pos_embed.shape[-1]
     positions = tuple(model.pos_embed.shape)
     pixels = 3 * model.patch_size**2
-    return {'decoder_pos_embed': positions, 'pos_token_embed': positions, 'pos_mask_embed': positions,
-            'decoder_pred.weight': (pixels, width), 'decoder_pred.bias': (pixels,)}
+    return {
+        'decoder_pos_embed': positions,
+        'pos_token_embed': positions,
+        'pos_mask_embed': positions,
+        'decoder_pred.weight': (pixels, width),
+        'decoder_pred.bias': (pixels,),
+    }
 
 
 def _unused_of_token_predictor(predictor: TokenPredictor, patch_size: int) -> dict[str, tuple[int, ...]]:
@@ -226,18 +272,26 @@ def _unused_of_token_predictor(predictor: TokenPredictor, patch_size: int) -> di
     positions = tuple(predictor.decoder_pos_embed_learned.shape)
     width = positions[-1]
     pixels = 3 * patch_size**2
-    return {'cls_token': (1, 1, width), 'mask_token': (1, 1, width), 'pos_embed': positions,
-            'decoder_pos_embed': positions, 'patch_embed.proj.weight': (width, 3, patch_size, patch_size),
-            'patch_embed.proj.bias': (width,), 'decoder_pred.weight': (pixels, width), 'decoder_pred.bias': (pixels,),
-            'token_emb.position_ids': positions[:2]}
+    return {
+        'cls_token': (1, 1, width),
+        'mask_token': (1, 1, width),
+        'pos_embed': positions,
+        'decoder_pos_embed': positions,
+        'patch_embed.proj.weight': (width, 3, patch_size, patch_size),
+        'patch_embed.proj.bias': (width,),
+        'decoder_pred.weight': (pixels, width),
+        'decoder_pred.bias': (pixels,),
+        'token_emb.position_ids': positions[:2],
+    }
 
 
 # Newer versions of the library that made this integer buffer do not store it.
 _OPTIONAL = frozenset(('token_emb.position_ids',))
 
 
-def _match(module: nn.Module, source: Mapping[str, Any], prefix: str, unused: Mapping[str, tuple[int, ...]],
-           report: LoadReport) -> list[tuple[Tensor, Tensor]]:
+def _match(
+    module: nn.Module, source: Mapping[str, Any], prefix: str, unused: Mapping[str, tuple[int, ...]], report: LoadReport
+) -> list[tuple[Tensor, Tensor]]:
     """Pairs a network's tensors with the file's.
 
     Args:
@@ -260,9 +314,11 @@ def _match(module: nn.Module, source: Mapping[str, Any], prefix: str, unused: Ma
     wrong = list(_wrong_kind(source, shapes, unused, prefix))
     if missing or extra or wrong:
         listed = ''.join(f'\n  {line}' for kind in (missing, wrong, extra) for line in _shorten(kind))
-        raise CheckpointError(f'the checkpoint does not fit {type(module).__name__}, nothing was loaded:{listed}\n'
-                              f'Check that the sizes in the config (arch, decoder_depth, img_size, tokenizer ...) are those '
-                              f'of the checkpoint')
+        raise CheckpointError(
+            f'the checkpoint does not fit {type(module).__name__}, nothing was loaded:{listed}\n'
+            f'Check that the sizes in the config (arch, decoder_depth, img_size, tokenizer ...) are those '
+            f'of the checkpoint'
+        )
     report.loaded += [f'{prefix}{name}' for name in own]
     report.dropped.update({f'{prefix}{name}': _UNUSED_REASON for name in unused if name in source})
     return [(own[name], source[name]) for name in own]
@@ -270,11 +326,16 @@ def _match(module: nn.Module, source: Mapping[str, Any], prefix: str, unused: Ma
 
 def _shorten(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
-    return lines if len(lines) <= _MAX_NAMES else [*lines[:_MAX_NAMES], f'... and {len(lines) - _MAX_NAMES} more like these']
+    return (
+        lines
+        if len(lines) <= _MAX_NAMES
+        else [*lines[:_MAX_NAMES], f'... and {len(lines) - _MAX_NAMES} more like these']
+    )
 
 
-def _wrong_kind(source: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], unused: Mapping[str, tuple[int, ...]],
-                prefix: str) -> Iterator[str]:
+def _wrong_kind(
+    source: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], unused: Mapping[str, tuple[int, ...]], prefix: str
+) -> Iterator[str]:
     """A line for every entry that is no tensor, or has another shape or kind of numbers than wanted."""
     for name in (name for name in shapes if name in source):
         value = source[name]
@@ -294,14 +355,21 @@ def _drop_alias(alias: Mapping[str, Any], tokenizer: Mapping[str, Any], report: 
     """
     names = alias.keys() ^ tokenizer.keys() if alias else ()
     if names:
-        raise CheckpointError(f'token_predictor.vqgan.* and vqgan.* name the same tokenizer, but only one of them holds '
-                         f'{sorted(names)[:_MAX_NAMES]}; nothing was loaded')
+        raise CheckpointError(
+            f'token_predictor.vqgan.* and vqgan.* name the same tokenizer, but only one of them holds '
+            f'{sorted(names)[:_MAX_NAMES]}; nothing was loaded'
+        )
     for name, value in alias.items():
-        same = isinstance(value, Tensor) and value.shape == tokenizer[name].shape and (
-            value.is_meta or torch.equal(value, tokenizer[name]))
+        same = (
+            isinstance(value, Tensor)
+            and value.shape == tokenizer[name].shape
+            and (value.is_meta or torch.equal(value, tokenizer[name]))
+        )
         if not same:
-            raise CheckpointError(f'token_predictor.vqgan.{name} differs from vqgan.{name}, though both name the same '
-                             f'tokenizer; nothing was loaded')
+            raise CheckpointError(
+                f'token_predictor.vqgan.{name} differs from vqgan.{name}, though both name the same '
+                f'tokenizer; nothing was loaded'
+            )
         report.dropped[f'token_predictor.vqgan.{name}'] = _ALIAS_REASON
 
 

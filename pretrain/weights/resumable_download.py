@@ -25,10 +25,13 @@ class DownloadError(RuntimeError):
     """A file could not be fetched, or is not what it should be; the message says what to do."""
 
 
-def fetch(url: str, part: Path, progress: Progress | None = None, attempts: int = ATTEMPTS, wait_s: float = 1.0) -> None:
+def fetch(
+    url: str, part: Path, progress: Progress | None = None, attempts: int = ATTEMPTS, wait_s: float = 1.0
+) -> None:
     """Downloads into a partial file, going on where it ends.
 
-    A server's file that has changed since (another ETag or modification time) is fetched anew; two files are never stitched together.
+    A server's file that has changed since (another ETag or modification time) is fetched anew; two files are never
+    stitched together.
 
     Args:
         url: http or https.
@@ -57,7 +60,9 @@ def fetch(url: str, part: Path, progress: Progress | None = None, attempts: int 
             return
         failures = 1 if _size(part) > before else failures + 1
         if failures >= attempts:
-            raise DownloadError(f'{url}: {reason} ({failures} attempts in a row; {_size(part)} bytes have arrived and stay)') from reason
+            raise DownloadError(
+                f'{url}: {reason} ({failures} attempts in a row; {_size(part)} bytes have arrived and stay)'
+            ) from reason
         time.sleep(wait_s * 2 ** (failures - 1))
 
 
@@ -139,4 +144,3 @@ def _tag_file(part: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-

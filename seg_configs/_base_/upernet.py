@@ -1,6 +1,7 @@
 """Model: UperNet on a plain ViT, with an FCN auxiliary head (MAE, arXiv 2111.06377, after BEiT).
 
-Recipe: MAE; the ADDP paper's own segmentation values are unpublished. A leaf sets ``backbone.arch`` and, with it, the five widths.
+Recipe: MAE; the ADDP paper's own segmentation values are unpublished. A leaf sets ``backbone.arch`` and, with it, the
+five widths.
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)  # the tools turn it into BN where it cannot run (CPU, one process)
@@ -17,7 +18,8 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=crop_size,
-        test_cfg=dict(size=crop_size)),  # pads only images narrower than a crop (aspect ratio over 4, small test scales)
+        test_cfg=dict(size=crop_size),
+    ),  # pads only images narrower than a crop (aspect ratio over 4, small test scales)
     backbone=dict(
         type='ADDPViT',
         img_size=512,
@@ -26,7 +28,8 @@ model = dict(
         window_size=0,  # MAE: global attention in every block
         rel_pos=True,  # MAE
         out_indices='upernet',  # follows from arch
-        init_cfg=dict(type='Pretrained', checkpoint='exp/release/addp-vit-base-16.backbone.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='exp/release/addp-vit-base-16.backbone.pth'),
+    ),
     neck=dict(type='Feature2Pyramid', rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),  # BEiT
     decode_head=dict(
         type='UPerHead',
@@ -36,7 +39,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=1.0)),  # void left out of the mean
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=1.0),
+    ),  # void left out of the mean
     auxiliary_head=dict(
         type='FCNHead',
         in_index=2,  # the third level (BEiT)
@@ -47,6 +51,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=0.4)),  # BEiT
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=0.4),
+    ),  # BEiT
     train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))  # MAE
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)),
+)  # MAE

@@ -15,11 +15,30 @@ from tiny_classes import CLASSES, ROOT, small_leaf, write_classes
 
 from addp_backbone.checkpoint.convert import read_checkpoint
 
-LEAVES = ('finetune_base_100e', 'finetune_base_100e_ema', 'finetune_large_50e', 'finetune_tiny', 'linear_base', 'linear_large', 'linear_tiny')
+LEAVES = (
+    'finetune_base_100e',
+    'finetune_base_100e_ema',
+    'finetune_large_50e',
+    'finetune_tiny',
+    'linear_base',
+    'linear_large',
+    'linear_tiny',
+)
 # The published rule (reference section 5, MAE's code): name of a parameter within a block, whether it has weight decay.
-BLOCK = {'norm1.weight': False, 'norm1.bias': False, 'attn.qkv.weight': True, 'attn.qkv.bias': False, 'attn.proj.weight': True,
-         'attn.proj.bias': False, 'norm2.weight': False, 'norm2.bias': False, 'mlp.fc1.weight': True, 'mlp.fc1.bias': False,
-         'mlp.fc2.weight': True, 'mlp.fc2.bias': False}
+BLOCK = {
+    'norm1.weight': False,
+    'norm1.bias': False,
+    'attn.qkv.weight': True,
+    'attn.qkv.bias': False,
+    'attn.proj.weight': True,
+    'attn.proj.bias': False,
+    'norm2.weight': False,
+    'norm2.bias': False,
+    'mlp.fc1.weight': True,
+    'mlp.fc1.bias': False,
+    'mlp.fc2.weight': True,
+    'mlp.fc2.bias': False,
+}
 STEM = {'cls_token': False, 'pos_embed': False, 'patch_embed.proj.weight': True, 'patch_embed.proj.bias': False}
 HEAD = {'head.fc_norm.weight': False, 'head.fc_norm.bias': False, 'head.fc.weight': True, 'head.fc.bias': False}
 
@@ -38,14 +57,22 @@ def build(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer, Config]:
     return model, build_optim_wrapper(model, cfg.optim_wrapper).optimizer, cfg
 
 
-@pytest.mark.parametrize(('name', 'depth', 'lr', 'decay'), [('finetune_base_100e', 12, 1e-3, 0.65), ('finetune_large_50e', 24, 2.5e-4, 0.8)])
-def test_every_parameter_has_the_published_learning_rate_and_weight_decay(name: str, depth: int, lr: float, decay: float) -> None:
-    expected = {f'backbone.{part}': (lr * decay**(depth + 1), 0.05 * decays) for part, decays in STEM.items()}
+@pytest.mark.parametrize(
+    ('name', 'depth', 'lr', 'decay'), [('finetune_base_100e', 12, 1e-3, 0.65), ('finetune_large_50e', 24, 2.5e-4, 0.8)]
+)
+def test_every_parameter_has_the_published_learning_rate_and_weight_decay(
+    name: str, depth: int, lr: float, decay: float
+) -> None:
+    expected = {f'backbone.{part}': (lr * decay ** (depth + 1), 0.05 * decays) for part, decays in STEM.items()}
     for i, (part, decays) in itertools.product(range(depth), BLOCK.items()):
-        expected[f'backbone.blocks.{i}.{part}'] = (lr * decay**(depth - i), 0.05 * decays)
+        expected[f'backbone.blocks.{i}.{part}'] = (lr * decay ** (depth - i), 0.05 * decays)
     expected |= {part: (lr, 0.05 * decays) for part, decays in HEAD.items()}
     model, optimizer, _ = build(name)
-    of_group = {id(parameter): (group['lr'], group['weight_decay']) for group in optimizer.param_groups for parameter in group['params']}
+    of_group = {
+        id(parameter): (group['lr'], group['weight_decay'])
+        for group in optimizer.param_groups
+        for parameter in group['params']
+    }
     found = {parameter_name: of_group[id(parameter)] for parameter_name, parameter in model.named_parameters()}
     assert found.keys() == expected.keys() and len(of_group) == len(expected)
     for parameter_name, factors in expected.items():
@@ -59,12 +86,22 @@ def test_a_probe_trains_its_last_layer_by_lars_without_weight_decay(name: str) -
     assert type(optimizer).__name__ == 'LARS'
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
     assert trained == {id(parameter) for parameter in model.head.fc.parameters()}
-    assert {(group['weight_decay'], group['always_adapt']) for group in optimizer.param_groups} == {(0.0, True), (0.0, False)}
+    assert {(group['weight_decay'], group['always_adapt']) for group in optimizer.param_groups} == {
+        (0.0, True),
+        (0.0, False),
+    }
     assert model.backbone.tokenizer_norm is not None and model.backbone.norm is not None
-    assert (cfg.optim_wrapper.optimizer.lr, cfg.auto_scale_lr.base_batch_size, cfg.train_cfg.max_epochs) == (0.1, 256, 90)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.auto_scale_lr.base_batch_size, cfg.train_cfg.max_epochs) == (
+        0.1,
+        256,
+        90,
+    )
 
 
-@pytest.mark.parametrize(('name', 'lr', 'epochs', 'warmup_epochs'), [('finetune_base_100e', 4e-3, 100, 20), ('finetune_large_50e', 1e-3, 50, 5)])
+@pytest.mark.parametrize(
+    ('name', 'lr', 'epochs', 'warmup_epochs'),
+    [('finetune_base_100e', 4e-3, 100, 20), ('finetune_large_50e', 1e-3, 50, 5)],
+)
 def test_the_schedule_at_batch_1024_ends_at_1e_6(name: str, lr: float, epochs: int, warmup_epochs: int) -> None:
     cfg = Config.fromfile(ROOT / 'pretrain/configs' / f'{name}.py')
     warmup, cosine = cfg.param_scheduler

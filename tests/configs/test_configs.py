@@ -50,12 +50,21 @@ def _runner(cfg: Config) -> Runner:
 # What the leaves say, against the reference (sections 4 and 5).
 
 
-@pytest.mark.parametrize(('arch', 'decay_rate', 'drop_path', 'global_blocks'), [
-    ('base', 0.7, 0.1, (2, 5, 8, 11)), ('large', 0.8, 0.4, (5, 11, 17, 23))])
-def test_mask_rcnn_leaf_is_vitdets_recipe(arch: str, decay_rate: float, drop_path: float, global_blocks: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ('arch', 'decay_rate', 'drop_path', 'global_blocks'),
+    [('base', 0.7, 0.1, (2, 5, 8, 11)), ('large', 0.8, 0.4, (5, 11, 17, 23))],
+)
+def test_mask_rcnn_leaf_is_vitdets_recipe(
+    arch: str, decay_rate: float, drop_path: float, global_blocks: tuple[int, ...]
+) -> None:
     cfg = _load(f'det_configs/addp_{arch}_maskrcnn.py')
     backbone = cfg.model.backbone
-    assert (backbone.arch, backbone.drop_path_rate, backbone.window_size, backbone.rel_pos) == (arch, drop_path, 14, True)
+    assert (backbone.arch, backbone.drop_path_rate, backbone.window_size, backbone.rel_pos) == (
+        arch,
+        drop_path,
+        14,
+        True,
+    )
     assert (backbone.img_size, backbone.pretrain_img_size) == (1024, 256)
     assert 'global_attn_indices' not in backbone and get_arch(arch).global_attn_indices == global_blocks
     assert arch in backbone.init_cfg.checkpoint
@@ -68,12 +77,21 @@ def test_mask_rcnn_leaf_is_vitdets_recipe(arch: str, decay_rate: float, drop_pat
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 64
 
 
-@pytest.mark.parametrize(('arch', 'lr', 'decay_rate', 'drop_path', 'tapped'), [
-    ('base', 1e-4, 0.65, 0.1, (3, 5, 7, 11)), ('large', 4e-5, 0.85, 0.2, (7, 11, 15, 23))])
-def test_upernet_leaf_is_maes_recipe(arch: str, lr: float, decay_rate: float, drop_path: float, tapped: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ('arch', 'lr', 'decay_rate', 'drop_path', 'tapped'),
+    [('base', 1e-4, 0.65, 0.1, (3, 5, 7, 11)), ('large', 4e-5, 0.85, 0.2, (7, 11, 15, 23))],
+)
+def test_upernet_leaf_is_maes_recipe(
+    arch: str, lr: float, decay_rate: float, drop_path: float, tapped: tuple[int, ...]
+) -> None:
     cfg = _load(f'seg_configs/addp_{arch}_upernet.py')
     backbone = cfg.model.backbone
-    assert (backbone.arch, backbone.drop_path_rate, backbone.window_size, backbone.rel_pos) == (arch, drop_path, 0, True)
+    assert (backbone.arch, backbone.drop_path_rate, backbone.window_size, backbone.rel_pos) == (
+        arch,
+        drop_path,
+        0,
+        True,
+    )
     assert backbone.out_indices == 'upernet' and get_arch(arch).upernet_indices == tapped
     assert arch in backbone.init_cfg.checkpoint
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, betas=(0.9, 0.999), weight_decay=0.05)
@@ -91,7 +109,12 @@ def test_upernet_leaf_is_maes_recipe(arch: str, lr: float, decay_rate: float, dr
 def test_heads_have_vitdets_convs_and_norms() -> None:
     model = _load('det_configs/addp_base_maskrcnn.py').model
     box_head, mask_head = model.roi_head.bbox_head, model.roi_head.mask_head
-    assert (model.rpn_head.num_convs, box_head.num_shared_convs, box_head.num_shared_fcs, mask_head.num_convs) == (2, 4, 1, 4)
+    assert (model.rpn_head.num_convs, box_head.num_shared_convs, box_head.num_shared_fcs, mask_head.num_convs) == (
+        2,
+        4,
+        1,
+        4,
+    )
     assert box_head.norm_cfg == mask_head.norm_cfg == dict(type='ChannelLN', eps=1e-6)
     assert (box_head.reg_class_agnostic, mask_head.class_agnostic) == (False, False)
 
@@ -103,8 +126,13 @@ def test_short_schedules_are_the_long_one_in_proportion(arch: str, epochs: int, 
     assert short.train_cfg.max_iters == iters == round(full.train_cfg.max_iters * epochs / 100)
     assert short.param_scheduler[0] == full.param_scheduler[0]
     assert short.param_scheduler[1].milestones == [
-        round(iters * full_step / full.train_cfg.max_iters) for full_step in full.param_scheduler[1].milestones]
-    assert (short.model, short.optim_wrapper, short.train_dataloader) == (full.model, full.optim_wrapper, full.train_dataloader)
+        round(iters * full_step / full.train_cfg.max_iters) for full_step in full.param_scheduler[1].milestones
+    ]
+    assert (short.model, short.optim_wrapper, short.train_dataloader) == (
+        full.model,
+        full.optim_wrapper,
+        full.train_dataloader,
+    )
 
 
 @pytest.mark.parametrize('arch', ['base', 'large'])
@@ -154,8 +182,12 @@ def test_docstring_tells_command_published_value_and_what_we_measured(leaf: str)
     assert leaf in docstring
     if '_tiny_' not in leaf:
         assert re.search(r'(GPUs|CHECKPOINT 8)', docstring) and 'measured: ' in docstring and 'published' in docstring
-    published = {'addp_base_maskrcnn.py': '51.7', 'addp_large_maskrcnn.py': '54.6', 'addp_base_upernet.py': '48.1',
-                 'addp_large_upernet.py': '54.3'}
+    published = {
+        'addp_base_maskrcnn.py': '51.7',
+        'addp_large_maskrcnn.py': '54.6',
+        'addp_base_upernet.py': '48.1',
+        'addp_large_upernet.py': '54.3',
+    }
     assert f'published {published.get(Path(leaf).name, "")}' in docstring or '_tiny_' in leaf
 
 
@@ -174,8 +206,13 @@ def _depth(path: Path) -> int:
 
 
 def test_the_sweep_runs_16_settings_of_two_values_that_the_leaf_has() -> None:
-    result = subprocess.run([str(REPOSITORY / 'seg_configs' / 'sweep_large.sh'), '4', '--amp'], env=dict(DRY_RUN='1', PATH='/usr/bin:/bin'),
-                            capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [str(REPOSITORY / 'seg_configs' / 'sweep_large.sh'), '4', '--amp'],
+        env=dict(DRY_RUN='1', PATH='/usr/bin:/bin'),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     commands = result.stdout.splitlines()
     assert len(set(commands)) == 16
     leaf = _load('seg_configs/addp_large_upernet.py')
@@ -185,7 +222,12 @@ def test_the_sweep_runs_16_settings_of_two_values_that_the_leaf_has() -> None:
         options = dict(word.split('=') for word in command.split('--cfg-options ')[1].split())
         assert set(options) == {'optim_wrapper.optimizer.lr', 'optim_wrapper.paramwise_cfg.decay_rate'}
         settings.add(tuple(float(value) for value in options.values()))
-    assert {lr for lr, _ in settings} == {2e-5, 4e-5, 8e-5, 1e-4} and {decay for _, decay in settings} == {0.8, 0.85, 0.9, 0.95}
+    assert {lr for lr, _ in settings} == {2e-5, 4e-5, 8e-5, 1e-4} and {decay for _, decay in settings} == {
+        0.8,
+        0.85,
+        0.9,
+        0.95,
+    }
     assert (leaf.optim_wrapper.optimizer.lr, leaf.optim_wrapper.paramwise_cfg.decay_rate) in settings
 
 
@@ -221,6 +263,7 @@ def _recorded(evaluate, metrics):
     def record(size):
         metrics.update(evaluate(size))
         return metrics
+
     return record
 
 
@@ -238,13 +281,17 @@ def test_multi_scale_leaf_tests_a_checkpoint_of_the_leaf_it_inherits(arch: str, 
     assert 0 <= metrics['mIoU'] <= 100
 
 
-@pytest.mark.parametrize('leaf', [leaf for leaf in DETECTORS if '_base_maskrcnn.' in leaf or '_base_cascade' in leaf or '_base_faster' in leaf])
+@pytest.mark.parametrize(
+    'leaf',
+    [leaf for leaf in DETECTORS if '_base_maskrcnn.' in leaf or '_base_cascade' in leaf or '_base_faster' in leaf],
+)
 def test_a_batch_without_objects_gives_every_parameter_a_gradient(leaf: str, tiny_coco: Path, tmp_path: Path) -> None:
     """Otherwise DistributedDataParallel would wait for gradients that never come."""
     cfg = small_config(leaf, tiny_coco, tmp_path)
     init_default_scope('mmdet')
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
+
     model = MODELS.build(cfg.model)
     samples = []
     for _ in range(2):
@@ -262,10 +309,17 @@ def test_a_batch_without_objects_gives_every_parameter_a_gradient(leaf: str, tin
 
 def test_images_without_objects_after_the_crop_stay_in_the_batch() -> None:
     pipeline = _load('det_configs/addp_base_maskrcnn.py').train_pipeline
-    assert [step.type for step in pipeline] == ['SeedAugmentation', 'LoadImageFromFile', 'LargeScaleJitter', 'PackDetInputs']
+    assert [step.type for step in pipeline] == [
+        'SeedAugmentation',
+        'LoadImageFromFile',
+        'LargeScaleJitter',
+        'PackDetInputs',
+    ]
     jitter = TRANSFORMS.build(pipeline[2])
     image = np.zeros((48, 64, 3), np.uint8)
-    sample = jitter(dict(img=image, instances=[dict(bbox=[1, 1, 1.1, 1.1], bbox_label=0, ignore_flag=0, mask=[[0] * 6])]))
+    sample = jitter(
+        dict(img=image, instances=[dict(bbox=[1, 1, 1.1, 1.1], bbox_label=0, ignore_flag=0, mask=[[0] * 6])])
+    )
     assert sample['gt_bboxes'].shape == (0, 4) and len(sample['gt_masks']) == len(sample['gt_ignore_flags']) == 0
 
 
@@ -274,6 +328,7 @@ def test_detection_images_are_padded_to_a_square_of_1024_px() -> None:
     init_default_scope('mmdet')
     preprocessor = MODELS.build(cfg.model.data_preprocessor)
     from mmdet.structures import DetDataSample
+
     image = torch.full((3, 700, 1024), 255, dtype=torch.uint8)
     batch = preprocessor(dict(inputs=[image], data_samples=[DetDataSample(metainfo=dict(img_shape=(700, 1024)))]))
     assert batch['inputs'].shape == (1, 3, 1024, 1024)
@@ -295,6 +350,7 @@ def test_a_very_wide_image_is_segmented_at_its_own_size(tiny_ade: Path, tmp_path
     cfg = small_config('seg_configs/addp_base_upernet.py', tiny_ade, tmp_path)
     init_default_scope('mmseg')
     from mmseg.structures import SegDataSample
+
     model: nn.Module = MODELS.build(cfg.model).eval()
     height, width = 20, 3 * IMAGE_SIDE_PX
     sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
@@ -308,13 +364,32 @@ def test_fsdp_leaf_trains_on_two_processes_and_saves_whole_weights(tiny_coco: Pa
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.dump(tmp_path / 'leaf.py')
     result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', str(REPOSITORY / 'tools' / 'train.py'),
-         str(tmp_path / 'leaf.py'), '--launcher', 'pytorch', '--work-dir', str(tmp_path), '--cfg-options',
-         'strategy.model_wrapper.device_id=cpu'],
-        env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node=2',
+            str(REPOSITORY / 'tools' / 'train.py'),
+            str(tmp_path / 'leaf.py'),
+            '--launcher',
+            'pytorch',
+            '--work-dir',
+            str(tmp_path),
+            '--cfg-options',
+            'strategy.model_wrapper.device_id=cpu',
+        ],
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
-    assert 'learning rates 3.28e-05 to 0.0001' in result.stdout + result.stderr, 'names with wrappers in them still tell their layer'
+    assert 'learning rates 3.28e-05 to 0.0001' in result.stdout + result.stderr, (
+        'names with wrappers in them still tell their layer'
+    )
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model)
     weights = torch.load(tmp_path / 'iter_1.pth', weights_only=False)['state_dict']
-    assert {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }

@@ -11,8 +11,14 @@ from tiny_training import CONFIGS, NETWORK, PREDICTOR, make_images, train, write
 
 import pretrain.training.models  # noqa: F401  (registers the models)
 
-EPOCHS = dict(addp_base_1600e=1600, addp_base_1600e_ema=1600, addp_large_800e=800, token_predictor_base_1600e=1600,
-              token_predictor_large_1600e=1600, tokenizer_base=100)
+EPOCHS = dict(
+    addp_base_1600e=1600,
+    addp_base_1600e_ema=1600,
+    addp_large_800e=800,
+    token_predictor_base_1600e=1600,
+    token_predictor_large_1600e=1600,
+    tokenizer_base=100,
+)
 MILLION_PARAMETERS = dict(addp_base_1600e=146, addp_large_800e=409)
 
 
@@ -40,20 +46,33 @@ def test_every_config_trains_at_tiny_size(images, tmp_path, name):
     scheduler = checkpoint['param_schedulers'][-1]
     assert scheduler['end'] == EPOCHS[name] * 4  # ten images, batch 3
     assert checkpoint['optimizer']['base_param_settings']['initial_lr'] == pytest.approx(
-        {'addp': 1e-4, 'token_predictor': 1.5e-4, 'tokenizer': 1e-4}[name.split('_base')[0].split('_large')[0]] * 3 / 256)
+        {'addp': 1e-4, 'token_predictor': 1.5e-4, 'tokenizer': 1e-4}[name.split('_base')[0].split('_large')[0]]
+        * 3
+        / 256
+    )
 
 
 @pytest.mark.parametrize('name', ['addp_base_1600e', 'addp_large_800e'])
 def test_the_recipe_is_the_published_one(name):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, tuple(optimizer.betas), optimizer.weight_decay) == ('AdamW', 1e-4, (0.9, 0.95), 0.05)
+    assert (optimizer.type, optimizer.lr, tuple(optimizer.betas), optimizer.weight_decay) == (
+        'AdamW',
+        1e-4,
+        (0.9, 0.95),
+        0.05,
+    )
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=256) and cfg.optim_wrapper.clip_grad.max_norm == 3.0
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.train_cfg.max_epochs == EPOCHS[name]
     warm_up, cosine = cfg.param_scheduler
     assert (warm_up.end, cosine.begin, cosine.eta_min) == (40, 40, 0.0) and 'end' not in cosine
     crop = cfg.train_dataloader.dataset.pipeline[1]
-    assert (crop.type, crop.size, tuple(crop.scale), crop.interpolation) == ('RandomResizedCropImage', 256, (0.2, 1.0), 'bicubic')
+    assert (crop.type, crop.size, tuple(crop.scale), crop.interpolation) == (
+        'RandomResizedCropImage',
+        256,
+        (0.2, 1.0),
+        'bicubic',
+    )
 
 
 @pytest.mark.parametrize('name', MILLION_PARAMETERS)

@@ -12,7 +12,10 @@ from experiments.miniature.table import GENERATION_ROWS, TRANSFER_ROWS, Miniatur
 from pretrain.evaluation.fidelity import label
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAVES = {'shapes_det.py': 'det_configs/addp_tiny_maskrcnn_128px.py', 'shapes_seg.py': 'seg_configs/addp_tiny_upernet_128px.py'}
+LEAVES = {
+    'shapes_det.py': 'det_configs/addp_tiny_maskrcnn_128px.py',
+    'shapes_seg.py': 'seg_configs/addp_tiny_upernet_128px.py',
+}
 
 
 def make_miniature(tmp_path, seeds=(0,)):
@@ -21,7 +24,9 @@ def make_miniature(tmp_path, seeds=(0,)):
 
 def write_results(miniature, value=0.25):
     (miniature.work / 'results').mkdir()
-    metrics = label({row.key: 2.0 for row in GENERATION_ROWS}, 'random-convolutions')  # as tools/evaluate_generation.py writes them
+    metrics = label(
+        {row.key: 2.0 for row in GENERATION_ROWS}, 'random-convolutions'
+    )  # as tools/evaluate_generation.py writes them
     (miniature.work / 'results/generation.json').write_text(json.dumps(dict(metrics=metrics)))
     for row in TRANSFER_ROWS:
         for i, seed in enumerate(miniature.seeds):
@@ -37,7 +42,7 @@ def test_every_option_of_a_training_stage_replaces_a_value_that_its_config_has(t
     for stage in trainings:
         config = LEAVES.get(Path(stage.command[1]).name, stage.command[1])
         cfg = Config.fromfile(ROOT / config)
-        for option in stage.command[stage.command.index('--cfg-options') + 1:]:
+        for option in stage.command[stage.command.index('--cfg-options') + 1 :]:
             *path, last = option.partition('=')[0].split('.')
             node = cfg
             for part in path:
@@ -47,14 +52,19 @@ def test_every_option_of_a_training_stage_replaces_a_value_that_its_config_has(t
 
 
 def test_both_initialisations_get_the_same_training_but_for_weights_and_folders(tmp_path):
-    commands = {stage.name: [word for word in stage.command if 'init_cfg' not in word and str(tmp_path / 'runs') not in word]
-                for stage in make_miniature(tmp_path).stages()}
+    commands = {
+        stage.name: [word for word in stage.command if 'init_cfg' not in word and str(tmp_path / 'runs') not in word]
+        for stage in make_miniature(tmp_path).stages()
+    }
     for task in ('finetune', 'linear', 'det', 'seg'):
         assert commands[f'{task}_addp_seed0'] == commands[f'{task}_random_seed0']
 
 
 def test_another_seed_adds_stages_and_changes_none(tmp_path):
-    one, two = ({stage.name: stage.fingerprint for stage in make_miniature(tmp_path, seeds).stages()} for seeds in ((0,), (0, 1)))
+    one, two = (
+        {stage.name: stage.fingerprint for stage in make_miniature(tmp_path, seeds).stages()}
+        for seeds in ((0,), (0, 1))
+    )
     assert one.items() < two.items() and len(two) - len(one) == 2 * 2 * 4
 
 
@@ -74,7 +84,9 @@ def test_stages_use_only_files_of_stages_before_them(tmp_path):
     for stage in make_miniature(tmp_path, (0, 1)).stages():
         used = {word.partition('=')[2] or word for word in stage.command if word.endswith(('.pth', '.py'))}
         own = {str(path) for path in stage.outputs}
-        assert {path for path in used - own if path.startswith(str(tmp_path)) and '/runs/' not in path} <= made, stage.name
+        assert {path for path in used - own if path.startswith(str(tmp_path)) and '/runs/' not in path} <= made, (
+            stage.name
+        )
         made |= own
 
 
@@ -115,7 +127,10 @@ def test_the_report_holds_its_pictures_and_asks_for_nothing_else(tmp_path):
         Image.new('RGB', (20, 10), 'blue').save(tmp_path / f'det_{init}_predictions/overlays/000003.png')
     page = make_report(miniature, miniature.results(), ['5 < 6 minutes'])
     assert page.count('<img ') == 3 == page.count('data:image/png;base64,')
-    assert page.index('Mask R-CNN from ADDP weights') < page.index('Mask R-CNN from random weights') and 'for seed 0.' in page
+    assert (
+        page.index('Mask R-CNN from ADDP weights') < page.index('Mask R-CNN from random weights')
+        and 'for seed 0.' in page
+    )
     assert 'http' not in page and 'src="/' not in page
     assert '5 &lt; 6 minutes' in page and '75.0' in page
 
@@ -126,7 +141,11 @@ def test_scaling_keeps_every_stage_possible():
     assert sizes.classification_epochs == 3
 
 
-@pytest.mark.parametrize(('lengthen', 'what'), [(Sizes.pretrained, {'addp'}), (Sizes.transferred, {'detection', 'segmentation'})])
+@pytest.mark.parametrize(
+    ('lengthen', 'what'), [(Sizes.pretrained, {'addp'}), (Sizes.transferred, {'detection', 'segmentation'})]
+)
 def test_pretraining_and_transfer_are_lengthened_apart(lengthen, what):
     longer, usual = vars(lengthen(Sizes(), 2.5)), vars(Sizes())
-    assert {name: longer[name] for name in usual if usual[name] != longer[name]} == {name: 2.5 * usual[name] for name in what}
+    assert {name: longer[name] for name in usual if usual[name] != longer[name]} == {
+        name: 2.5 * usual[name] for name in what
+    }

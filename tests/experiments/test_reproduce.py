@@ -40,9 +40,24 @@ from experiments.paper.table import collect, describe, write_results
 REPRODUCE = load_tool('reproduce')
 MODELS = ('base', 'large')
 ALL_ROWS = ','.join(ROWS)
-TOOLS = ('convert_checkpoint', 'generate', 'prepare_imagenet_val', 'evaluate_generation', 'train', 'test', 'new_dataset')
-QUICK = ('--cfg-options', 'top1:train_cfg.max_epochs=3', *(f'top1:{part}_dataloader.{option}' for part in ('train', 'val', 'test')
-                                                           for option in ('num_workers=0', 'persistent_workers=False')))
+TOOLS = (
+    'convert_checkpoint',
+    'generate',
+    'prepare_imagenet_val',
+    'evaluate_generation',
+    'train',
+    'test',
+    'new_dataset',
+)
+QUICK = (
+    '--cfg-options',
+    'top1:train_cfg.max_epochs=3',
+    *(
+        f'top1:{part}_dataloader.{option}'
+        for part in ('train', 'val', 'test')
+        for option in ('num_workers=0', 'persistent_workers=False')
+    ),
+)
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +68,12 @@ def tools() -> dict[str, ModuleType]:
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('data') / 'shapes'
-    write_shapes(root, ShapeSettings(height=32, width=32, train_scenes=2, val_scenes=2, train_per_class=1, val_per_class=1, plain_images=2))
+    write_shapes(
+        root,
+        ShapeSettings(
+            height=32, width=32, train_scenes=2, val_scenes=2, train_per_class=1, val_per_class=1, plain_images=2
+        ),
+    )
     return root
 
 
@@ -66,9 +86,9 @@ def tool_of(command: list[str]) -> tuple[str, list[str]]:
     distributed = re.fullmatch(r'tools/dist_(\w+)\.sh', command[0])
     if distributed:
         number = next(i for i, word in enumerate(command) if word.isdigit())  # the processes, behind CONFIG and CKPT
-        return distributed[1], ['--launcher', 'pytorch', *command[1:number], *command[number + 1:]]
+        return distributed[1], ['--launcher', 'pytorch', *command[1:number], *command[number + 1 :]]
     start = next(i for i, word in enumerate(command) if word.startswith('tools/'))
-    return Path(command[start]).stem, command[start + 1:]
+    return Path(command[start]).stem, command[start + 1 :]
 
 
 def accept(tools: dict[str, ModuleType], command: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
@@ -77,7 +97,9 @@ def accept(tools: dict[str, ModuleType], command: list[str], monkeypatch: pytest
     if tool == 'convert_checkpoint':  # reads sys.argv
         monkeypatch.setattr('sys.argv', ['x', *words])
         return tools[tool].parse_args()
-    parse: Callable[[list[str]], argparse.Namespace] = getattr(tools[tool], 'parse_arguments' if tool in ('train', 'test') else 'parse_args')
+    parse: Callable[[list[str]], argparse.Namespace] = getattr(
+        tools[tool], 'parse_arguments' if tool in ('train', 'test') else 'parse_args'
+    )
     return parse(words)
 
 
@@ -108,21 +130,35 @@ def finish(stage: Stage, metrics: Any) -> None:
 
 @pytest.mark.parametrize(('model', 'num_gpus'), [('base', 4), ('large', 16)])
 def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
-        model: str, num_gpus: int, tools: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str]) -> None:
-    assert REPRODUCE.main(['--model', model, '--rows', ALL_ROWS, '--gpus', str(num_gpus), '--work-dir', str(tmp_path), '--dry-run']) == 0
+    model: str,
+    num_gpus: int,
+    tools: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        REPRODUCE.main(
+            ['--model', model, '--rows', ALL_ROWS, '--gpus', str(num_gpus), '--work-dir', str(tmp_path), '--dry-run']
+        )
+        == 0
+    )
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line and not line.startswith('#')]
     assert len(commands) == 13 and list(tmp_path.iterdir()) == []
     configs: dict[tuple[str, str], Config] = {}
     for command in commands:
         arguments = accept(tools, command, monkeypatch)
         if hasattr(arguments, 'config'):  # loads as the tool loads it: options that nobody reads are refused
-            configs[tool_of(command)[0], Path(arguments.config).stem] = load_config(str(ROOT / arguments.config), arguments.cfg_options)
+            configs[tool_of(command)[0], Path(arguments.config).stem] = load_config(
+                str(ROOT / arguments.config), arguments.cfg_options
+            )
     recipe = RECIPES[model]
     for task, training in recipe.training.items():
         cfg = configs['train', Path(training.config).stem]
         accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
-        assert cfg.model.backbone.arch == model and cfg.model.backbone.init_cfg.checkpoint.endswith('/weights.pth'), task
+        assert cfg.model.backbone.arch == model and cfg.model.backbone.init_cfg.checkpoint.endswith('/weights.pth'), (
+            task
+        )
         assert cfg.train_dataloader.batch_size * num_gpus * accumulation == training.global_batch
         tested = configs['test', Path(training.config).stem]
         assert tested.model.backbone.init_cfg is None, 'what is tested comes from training alone'
@@ -131,7 +167,8 @@ def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
 
 
 def test_slurm_jobs_wait_for_what_they_need_and_run_the_same_commands(
-        tools: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = make_plan(settings_of(tmp_path, '--rows', ALL_ROWS, '--gpus', '16'))
     script = submit_script(plan, 'python', ['python', 'tools/reproduce.py', '--table'], '--partition=gpu')
     jobs = re.findall(r"^(job_\w+)=\$\((sbatch [^\n]*) <<'END_OF_JOB'\n(.*?)^END_OF_JOB$", script, re.M | re.S)
@@ -166,15 +203,28 @@ def test_a_slurm_job_marks_its_stage_as_finished_only_if_it_went_well(tmp_path: 
 
 
 def test_a_tiny_run_fills_the_table_from_its_evaluations_file_and_is_not_repeated(
-        shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ['--model', 'tiny', '--shapes', str(shapes), '--init', 'random', '--rows', 'top1', '--work-dir', str(tmp_path), *QUICK]
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        '--model',
+        'tiny',
+        '--shapes',
+        str(shapes),
+        '--init',
+        'random',
+        '--rows',
+        'top1',
+        '--work-dir',
+        str(tmp_path),
+        *QUICK,
+    ]
     monkeypatch.chdir(ROOT)
     settings = settings_of(tmp_path, *words)
     plan = make_plan(settings)
     assert collect(plan, settings)[0].status == 'not run'
     assert run_plan(plan, quiet, in_process) == []
     assert REPRODUCE.main(words) == 0, 'everything is finished: no subprocess is started'
-    entry, = json.loads((tmp_path / 'tiny/results.json').read_text())['rows']
+    (entry,) = json.loads((tmp_path / 'tiny/results.json').read_text())['rows']
     metrics = json.loads(Path(entry['file']).read_text())
     assert entry['value'] == pytest.approx(metrics['accuracy/top1']) and entry['status'] == 'measured'
     assert entry['published'] is None and 'changed: train_cfg.max_epochs=3' in entry['protocol']
@@ -187,14 +237,23 @@ def test_a_tiny_run_fills_the_table_from_its_evaluations_file_and_is_not_repeate
     assert all(stage.finished for stage in plan.stages), 'and the former one keeps its results'
 
 
-@pytest.mark.parametrize(('metrics', 'status'), [
-    ('{"coco/bbox_mAP": 0.5', 'not run'), ('', 'not run'), ('{}', 'no value'), ('{"coco/bbox_mAP": null}', 'no value'),
-    ('{"coco/bbox_mAP": NaN}', 'no value'), ('[0.5]', 'no value')], ids=['partial', 'empty', 'no key', 'null', 'nan', 'list'])
+@pytest.mark.parametrize(
+    ('metrics', 'status'),
+    [
+        ('{"coco/bbox_mAP": 0.5', 'not run'),
+        ('', 'not run'),
+        ('{}', 'no value'),
+        ('{"coco/bbox_mAP": null}', 'no value'),
+        ('{"coco/bbox_mAP": NaN}', 'no value'),
+        ('[0.5]', 'no value'),
+    ],
+    ids=['partial', 'empty', 'no key', 'null', 'nan', 'list'],
+)
 def test_a_file_without_the_value_leaves_the_row_empty_and_says_why(tmp_path: Path, metrics: str, status: str) -> None:
     settings = settings_of(tmp_path, '--rows', 'ap')
     plan = make_plan(settings)
     finish(plan.stages[-1], metrics)
-    entry, = collect(plan, settings)
+    (entry,) = collect(plan, settings)
     assert entry.value is None and entry.difference is None and entry.status.startswith(f'{status}: ')
     assert METRICS_FILE in entry.status and f'| {status} | 51.70 | - |' in describe([entry], settings)
 
@@ -214,14 +273,28 @@ def test_values_stand_beside_the_published_ones_with_difference_and_protocol(tmp
     settings = settings_of(tmp_path, '--rows', ALL_ROWS)
     plan = make_plan(settings)
     for (_, task), stage in plan.evaluations.items():
-        finish(stage, {
-            GENERATION: dict(metrics=dict(frechet_inception_distance=9.4, inception_score_mean=95.0), protocol=dict(mismatches=['8 images'])),
-            FINE_TUNING: {'accuracy/top1': 83.7}, LINEAR: {'accuracy/top1': 60.0}, DETECTION: {'coco/bbox_mAP': 0.52},
-            SEGMENTATION: {'mIoU': 48.1}}[task])
+        finish(
+            stage,
+            {
+                GENERATION: dict(
+                    metrics=dict(frechet_inception_distance=9.4, inception_score_mean=95.0),
+                    protocol=dict(mismatches=['8 images']),
+                ),
+                FINE_TUNING: {'accuracy/top1': 83.7},
+                LINEAR: {'accuracy/top1': 60.0},
+                DETECTION: {'coco/bbox_mAP': 0.52},
+                SEGMENTATION: {'mIoU': 48.1},
+            }[task],
+        )
     entries = {entry.row: entry for entry in collect(plan, settings)}
     assert {name: (entry.value, entry.published, entry.difference) for name, entry in entries.items()} == {
-        'fid': (9.4, 8.9, 0.5), 'is': (95.0, 95.3, -0.3), 'top1': (83.7, 83.9, -0.2), 'linear': (60.0, None, None),
-        'ap': (52.0, 51.7, 0.3), 'miou': (48.1, 48.1, 0.0)}
+        'fid': (9.4, 8.9, 0.5),
+        'is': (95.0, 95.3, -0.3),
+        'top1': (83.7, 83.9, -0.2),
+        'linear': (60.0, None, None),
+        'ap': (52.0, 51.7, 0.3),
+        'miou': (48.1, 48.1, 0.0),
+    }
     assert '8 images' in entries['fid'].protocol and 'ViTDet' in entries['ap'].protocol
     table = write_results(list(entries.values()), plan, settings)
     assert '| COCO AP box | addp-vit-base-16 | 52.00 | 51.70 | +0.30 |' in table
@@ -229,18 +302,36 @@ def test_values_stand_beside_the_published_ones_with_difference_and_protocol(tmp
 
 
 def test_checkpoints_of_several_methods_are_compared_and_only_addp_has_published_values(tmp_path: Path) -> None:
-    words = ['--init', 'ours=a.pth', '--format', 'addp', '--init', 'b/mae.pth', '--format', 'mae', '--init', 'random', '--rows', 'is,linear']
+    words = [
+        '--init',
+        'ours=a.pth',
+        '--format',
+        'addp',
+        '--init',
+        'b/mae.pth',
+        '--format',
+        'mae',
+        '--init',
+        'random',
+        '--rows',
+        'is,linear',
+    ]
     settings = settings_of(tmp_path, *words)
     plan = make_plan(settings)
     text = {(stage.name, stage.tool): ' '.join(stage.command('python')) for stage in plan.stages}
-    assert 'tokenizer_norm=False' in text['base/mae/linear-train', 'train'] and '--format mae' in text['base/mae/classifier', 'convert_checkpoint']
+    assert (
+        'tokenizer_norm=False' in text['base/mae/linear-train', 'train']
+        and '--format mae' in text['base/mae/classifier', 'convert_checkpoint']
+    )
     assert 'tokenizer_norm' not in text['base/ours/linear-train', 'train']
     assert 'model.backbone.init_cfg=None' in text['base/random/linear-train', 'train']
     for stage in plan.evaluations.values():
         finish(stage, {'accuracy/top1': 50.0, 'metrics': {'inception_score_mean': 90.0}})
     entries = collect(plan, settings)
     assert [entry.init for entry in entries if entry.published is not None] == ['ours']
-    assert [entry.status for entry in entries if entry.row == 'is'][1:] == ['not run: this checkpoint cannot generate'] * 2
+    assert [entry.status for entry in entries if entry.row == 'is'][1:] == [
+        'not run: this checkpoint cannot generate'
+    ] * 2
     assert '| mae | not run | 50.00 |' in describe(entries, settings)
 
 
@@ -254,7 +345,10 @@ def test_another_file_under_the_same_name_is_another_input(tmp_path: Path) -> No
 
 
 def test_a_moved_work_dir_keeps_its_results(tmp_path: Path) -> None:
-    names = [[stage.folder.name for stage in make_plan(settings_of(tmp_path / place, '--rows', 'fid,ap')).stages] for place in 'ab']
+    names = [
+        [stage.folder.name for stage in make_plan(settings_of(tmp_path / place, '--rows', 'fid,ap')).stages]
+        for place in 'ab'
+    ]
     assert names[0] == names[1]
 
 
@@ -270,22 +364,34 @@ def test_a_failed_stage_stops_those_that_need_it_and_no_others(tmp_path: Path) -
     assert json.loads((good.folder / FINISHED_FILE).read_text())['command'] == ['tools/doctor.py', '--help']
 
 
-def test_everything_that_is_missing_is_listed_and_nothing_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_everything_that_is_missing_is_listed_and_nothing_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / 'coco/val2017').mkdir(parents=True)
     (tmp_path / 'coco/val2017/1.jpg').touch()
     roots = [f'--{name}={tmp_path / name}' for name in ('imagenet', 'coco', 'ade20k')]
     init = ['--init', f'{tmp_path}/absent.pth', '--format', 'addp', f'--inception-weights={tmp_path}/none.pth']
     assert REPRODUCE.main([*roots, *init, '--work-dir', str(tmp_path / 'work')]) == 1
     text = capsys.readouterr().err
-    for path in ('imagenet/train', 'imagenet/val', 'coco/train2017', 'coco/annotations/instances_val2017.json',
-                 'ade20k/images/validation', 'ade20k/annotations/training', 'absent.pth', 'none.pth'):
+    for path in (
+        'imagenet/train',
+        'imagenet/val',
+        'coco/train2017',
+        'coco/annotations/instances_val2017.json',
+        'ade20k/images/validation',
+        'ade20k/annotations/training',
+        'absent.pth',
+        'none.pth',
+    ):
         assert f'{tmp_path}/{path}' in text, path
     assert f'{tmp_path}/coco/val2017 has 1 images, wanted 5000' in text
     assert '--gpus 8, but this machine has' in text and 'nothing was started' in text
     assert not (tmp_path / 'work').exists()
 
 
-def test_data_of_other_sizes_go_when_allowed_and_the_table_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_of_other_sizes_go_when_allowed_and_the_table_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind in ('images', 'annotations'):
         for split in ('training', 'validation'):
             (tmp_path / 'ade' / kind / split).mkdir(parents=True)
@@ -309,7 +415,9 @@ def test_the_global_batch_is_kept_on_any_number_of_gpus_that_divides_it(num_gpus
             accumulation = int(options.get('optim_wrapper.accumulative_counts', 1))
             assert images * num_gpus * accumulation == training.global_batch and images <= training.images_per_gpu
             intervals = {name: int(options[name]) for name in training.intervals if name in options}
-            assert intervals == ({name: accumulation * count for name, count in training.intervals.items()} if accumulation > 1 else {})
+            assert intervals == (
+                {name: accumulation * count for name, count in training.intervals.items()} if accumulation > 1 else {}
+            )
 
 
 @pytest.mark.parametrize('model', MODELS)
@@ -331,18 +439,24 @@ def test_recipes_agree_with_the_configs_and_the_configs_with_the_published_value
     assert RECIPES[model].image_px == 256
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-    (['--rows', 'fid,best'], 'unknown best'),
-    (['--rows', ''], 'none given'),
-    (['--init', 'a.pth'], '1 checkpoints .* but 0 formats'),
-    (['--init', 'random', '--format', 'mae'], '0 checkpoints .* but 1 formats'),
-    (['--init', 'a/x.pth', '--format', 'mae', '--init', 'b/x.pth', '--format', 'mae'], 'two checkpoints are called x'),
-    (['--init', 'a.pth', '--format', 'mae', '--rows', 'fid'], 'need a checkpoint of ADDP'),
-    (['--model', 'tiny'], 'no released checkpoint'),
-    (['--cfg-options', 'lr=3'], 'wanted ROW:KEY=VALUE'),
-    (['--gpus', '3', '--rows', 'ap'], '3 GPUs do not divide'),
-    (['--gpus', '0'], '--gpus must be at least 1'),
-])
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--rows', 'fid,best'], 'unknown best'),
+        (['--rows', ''], 'none given'),
+        (['--init', 'a.pth'], '1 checkpoints .* but 0 formats'),
+        (['--init', 'random', '--format', 'mae'], '0 checkpoints .* but 1 formats'),
+        (
+            ['--init', 'a/x.pth', '--format', 'mae', '--init', 'b/x.pth', '--format', 'mae'],
+            'two checkpoints are called x',
+        ),
+        (['--init', 'a.pth', '--format', 'mae', '--rows', 'fid'], 'need a checkpoint of ADDP'),
+        (['--model', 'tiny'], 'no released checkpoint'),
+        (['--cfg-options', 'lr=3'], 'wanted ROW:KEY=VALUE'),
+        (['--gpus', '3', '--rows', 'ap'], '3 GPUs do not divide'),
+        (['--gpus', '0'], '--gpus must be at least 1'),
+    ],
+)
 def test_a_request_that_cannot_be_meant_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):
         make_plan(settings_of(tmp_path, *words))

@@ -87,9 +87,11 @@ def test_progress_of_training_logs_and_bars_gives_the_remaining_time(tmp_path, c
 
 def wait_for(*names):
     """A stage that ends once all of these files are there, within ten seconds."""
-    return (f"import pathlib, sys, time; pathlib.Path('{names[0]}').touch(); end = time.monotonic() + 10\n"
-            f"while not all(pathlib.Path(n).exists() for n in {names}):\n"
-            "    time.sleep(0.01)\n    if time.monotonic() > end: sys.exit('alone')")
+    return (
+        f"import pathlib, sys, time; pathlib.Path('{names[0]}').touch(); end = time.monotonic() + 10\n"
+        f'while not all(pathlib.Path(n).exists() for n in {names}):\n'
+        "    time.sleep(0.01)\n    if time.monotonic() > end: sys.exit('alone')"
+    )
 
 
 def test_stages_that_need_nothing_of_each_other_run_side_by_side(tmp_path):
@@ -102,7 +104,11 @@ def test_a_stage_starts_only_when_what_it_needs_has_finished_and_others_go_befor
     def note(name):
         return f"open('order', 'a').write('+{name}')\n{wait_for(name, 'c') if name == 'a' else wait_for(name)}\nopen('order', 'a').write('-{name}')"
 
-    stages = [Stage('a', 1, ('-c', note('a'))), Stage('b', 1, ('-c', note('b')), needs=('a',)), Stage('c', 1, ('-c', note('c')))]
+    stages = [
+        Stage('a', 1, ('-c', note('a'))),
+        Stage('b', 1, ('-c', note('b')), needs=('a',)),
+        Stage('c', 1, ('-c', note('c'))),
+    ]
     run_stages(stages, tmp_path / 'work', tmp_path, lanes=2)  # a ends when c has begun
     order = (tmp_path / 'order').read_text()
     assert order.index('-a') < order.index('+b') and order.index('+c') < order.index('-a')
@@ -112,7 +118,9 @@ def test_a_failing_stage_stops_the_one_beside_it(tmp_path):
     beat = "import time, pathlib\nwhile True: pathlib.Path('beat').write_text(str(time.time())); time.sleep(0.02)"
     fail = "import pathlib, sys, time\nwhile not pathlib.Path('beat').exists(): time.sleep(0.02)\nsys.exit('no')"
     with pytest.raises(StageError, match='stage fail failed'):
-        run_stages([Stage('beat', 1, ('-c', beat)), Stage('fail', 1, ('-c', fail))], tmp_path / 'work', tmp_path, lanes=2)
+        run_stages(
+            [Stage('beat', 1, ('-c', beat)), Stage('fail', 1, ('-c', fail))], tmp_path / 'work', tmp_path, lanes=2
+        )
     last = (tmp_path / 'beat').read_text()
     time.sleep(0.2)
     assert (tmp_path / 'beat').read_text() == last
@@ -126,10 +134,16 @@ def test_a_need_that_does_not_stand_before_is_an_error(tmp_path):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='forks of a process that has imported torch')
 def test_forked_tools_do_what_fresh_ones_do_and_leave_no_trace_in_each_other(tmp_path):
-    script = ("import os, sys, torch\nif __name__ == '__main__':\n    print(*sys.argv, os.getcwd(), torch.get_num_threads(), hasattr(torch, 'stain'))\n"
-              "    torch.stain = True\n    sys.exit({'good': 0, 'bad': 'no such data'}[sys.argv[1]])")
+    script = (
+        "import os, sys, torch\nif __name__ == '__main__':\n    print(*sys.argv, os.getcwd(), torch.get_num_threads(), hasattr(torch, 'stain'))\n"
+        "    torch.stain = True\n    sys.exit({'good': 0, 'bad': 'no such data'}[sys.argv[1]])"
+    )
     (tmp_path / 'tool.py').write_text(script)
-    stages = [Stage('one', 1, ('tool.py', 'good')), Stage('two', 1, ('tool.py', 'good')), Stage('three', 1, ('tool.py', 'bad'))]
+    stages = [
+        Stage('one', 1, ('tool.py', 'good')),
+        Stage('two', 1, ('tool.py', 'good')),
+        Stage('three', 1, ('tool.py', 'bad')),
+    ]
     with pytest.raises(StageError, match=r'stage three failed \(exit code 1\)(.|\n)*no such data'):
         run_stages(stages, tmp_path / 'work', tmp_path, start=ToolForks(threads=1))
     for name in ('one', 'two'):
@@ -141,8 +155,10 @@ def test_forked_tools_do_what_fresh_ones_do_and_leave_no_trace_in_each_other(tmp
 def test_a_killed_run_takes_its_stage_with_it_and_the_next_run_starts_it_again(tmp_path, start):
     beat = "import time, pathlib\nwhile True: pathlib.Path('beat').write_text(str(time.time())); time.sleep(0.05)"
     (tmp_path / 'beat.py').write_text(beat)
-    runner = ('import pathlib; from experiments.stages import Stage, run_stages; from experiments.processes import ToolForks, start_command\n'
-              f"run_stages([Stage('beat', 1, ('beat.py',))], pathlib.Path('work'), pathlib.Path('.'), start={start})")
+    runner = (
+        'import pathlib; from experiments.stages import Stage, run_stages; from experiments.processes import ToolForks, start_command\n'
+        f"run_stages([Stage('beat', 1, ('beat.py',))], pathlib.Path('work'), pathlib.Path('.'), start={start})"
+    )
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen([sys.executable, '-c', runner], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(root)})
     while not (tmp_path / 'beat').exists():

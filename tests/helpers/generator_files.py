@@ -24,8 +24,16 @@ def write_generator_files(folder: Path) -> GeneratorFiles:
     """Writes CONFIG, CKPT (without frozen networks, as training saves it) and the tokenizer that CONFIG names."""
     model = tiny_addp()
     files = GeneratorFiles(str(folder / 'config.py'), str(folder / 'addp.pth'), str(folder / 'tokenizer.pth'), model)
-    network = dict(arch=ARCH, decoder_depth=1, decoder_num_heads=4, img_size=IMG_SIZE, patch_size=8, tokenizer=TOKENIZER,
-                   token_predictor=dict(arch='base'), frozen_dtype='bfloat16')
+    network = dict(
+        arch=ARCH,
+        decoder_depth=1,
+        decoder_num_heads=4,
+        img_size=IMG_SIZE,
+        patch_size=8,
+        tokenizer=TOKENIZER,
+        token_predictor=dict(arch='base'),
+        frozen_dtype='bfloat16',
+    )
     init_cfg = dict(tokenizer=files.tokenizer, token_predictor='this file does not exist.pth')
     settings = dict(type='ADDPPretraining', network=network, init_cfg=init_cfg)
     Path(files.config).write_text(f'model = {settings!r}\n', encoding='utf-8')

@@ -31,7 +31,8 @@ class RankProbe(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.record['num_objects'].append(sum(len(sample.gt_instances) for sample in data_batch['data_samples']))
         if runner.iter == 0:
-            # Alone: the bare model, then the mean over ranks. Together: the wrapped model, which reduces while it goes backward.
+            # Alone: the bare model, then the mean over ranks. Together: the wrapped model, which reduces while it goes
+            # backward.
             alone = self.gradients(runner, runner.model.module, data_batch)
             for gradient in alone.values():
                 torch.distributed.all_reduce(gradient)
@@ -43,7 +44,9 @@ class RankProbe(Hook):
             SeedEachIteration().before_train_iter(runner, batch_idx)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        digest = hashlib.sha256(b''.join(parameter.detach().numpy().tobytes() for parameter in runner.model.parameters()))
+        digest = hashlib.sha256(
+            b''.join(parameter.detach().numpy().tobytes() for parameter in runner.model.parameters())
+        )
         self.record['digests'].append(digest.hexdigest())
 
     def after_train(self, runner: Runner) -> None:
@@ -56,7 +59,9 @@ class RankProbe(Hook):
         SeedEachIteration().before_train_iter(runner, 0)
         data = bare.data_preprocessor(copy.deepcopy(data_batch), training=True)
         bare.parse_losses(model(**data, mode='loss'))[0].backward()
-        gradients = {name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-                     for name, parameter in bare.named_parameters()}
+        gradients = {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+            for name, parameter in bare.named_parameters()
+        }
         bare.zero_grad()
         return gradients

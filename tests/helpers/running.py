@@ -31,7 +31,9 @@ def run_tool(name: str, *words: str | Path, options: tuple[str, ...] = ()) -> No
     """Calls ``main`` of tools/``name``.py with a command line; ``options`` are ``--cfg-options``."""
     # mmengine shares loggers, message hubs and visualizers between runs of one name within a process.
     run = f'run{next(_run_numbers)}'
-    load_tool(name).main([*map(str, words), '--cfg-options', f'experiment_name={run}', f'visualizer.name={run}', *options])
+    load_tool(name).main(
+        [*map(str, words), '--cfg-options', f'experiment_name={run}', f'visualizer.name={run}', *options]
+    )
 
 
 def load_tool(name: str) -> ModuleType:
@@ -106,15 +108,28 @@ def toy_config(work_dir: Path, **changes: Any) -> Config:
     """Six iterations of the toy stage, validated and saved every second one."""
     pipeline = [dict(type='SeedAugmentation'), dict(type='ToyNoise')]
     loader = dict(batch_size=3, num_workers=0, dataset=dict(type='ToyDataset', pipeline=pipeline))
-    cfg = Config(dict(
-        model=dict(type='ToyModel'), work_dir=str(work_dir), experiment_name=f'toy{next(_run_numbers)}',
-        train_dataloader=dict(loader, sampler=dict(type='SeededInfiniteSampler')),
-        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-        val_evaluator=dict(type='ToyMetric'), val_cfg=dict(), train_cfg=dict(by_epoch=False, max_iters=6, val_interval=2),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05), clip_grad=dict(max_norm=5.0)),
-        param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=False, T_max=6)],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2), logger=dict(type='LoggerHook', interval=1)),
-        custom_hooks=[], log_processor=dict(by_epoch=False, window_size=1), randomness=dict(seed=None), log_level='ERROR'))
+    cfg = Config(
+        dict(
+            model=dict(type='ToyModel'),
+            work_dir=str(work_dir),
+            experiment_name=f'toy{next(_run_numbers)}',
+            train_dataloader=dict(loader, sampler=dict(type='SeededInfiniteSampler')),
+            val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
+            val_evaluator=dict(type='ToyMetric'),
+            val_cfg=dict(),
+            train_cfg=dict(by_epoch=False, max_iters=6, val_interval=2),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05), clip_grad=dict(max_norm=5.0)),
+            param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=False, T_max=6)],
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+                logger=dict(type='LoggerHook', interval=1),
+            ),
+            custom_hooks=[],
+            log_processor=dict(by_epoch=False, window_size=1),
+            randomness=dict(seed=None),
+            log_level='ERROR',
+        )
+    )
     cfg.merge_from_dict(changes)
     return cfg
 

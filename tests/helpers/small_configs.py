@@ -14,15 +14,26 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ARCH = dict(width=24, depth=4, num_heads=3)
 NUM_CHANNELS = 8
 IMAGE_SIDE_PX = 64
-CHANNEL_OPTIONS = ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels', 'embed_dim')
+CHANNEL_OPTIONS = (
+    'in_channels',
+    'out_channels',
+    'feat_channels',
+    'conv_out_channels',
+    'fc_out_channels',
+    'channels',
+    'embed_dim',
+)
 SIZE_OPTIONS = ('scale', 'crop_size', 'size', 'stride', 'pad_size_divisor')
 SHAPES = ('disc', 'box', 'wedge')
 
 
 def leaf_configs() -> list[str]:
     """All leaves, relative to the repository."""
-    return sorted(str(path.relative_to(REPOSITORY)) for folder in ('det_configs', 'seg_configs')
-                  for path in (REPOSITORY / folder).glob('*.py'))
+    return sorted(
+        str(path.relative_to(REPOSITORY))
+        for folder in ('det_configs', 'seg_configs')
+        for path in (REPOSITORY / folder).glob('*.py')
+    )
 
 
 def small_config(leaf: str, data_root: Path, work_dir: Path) -> Config:
@@ -106,5 +117,11 @@ def _use_coco(cfg: Config, root: Path) -> None:
 
 def _use_ade(cfg: Config, root: Path) -> None:
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.update(type='BaseSegDataset', data_root=str(root), img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=True,
-                              metainfo=dict(classes=('background', *SHAPES)))
+        loader.dataset.update(
+            type='BaseSegDataset',
+            data_root=str(root),
+            img_suffix='.jpg',
+            seg_map_suffix='.png',
+            reduce_zero_label=True,
+            metainfo=dict(classes=('background', *SHAPES)),
+        )

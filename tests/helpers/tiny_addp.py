@@ -12,7 +12,9 @@ IMG_SIZE = 32
 NUM_TOKENS = 16
 NUM_CODES = 64
 ARCH = dict(width=32, depth=1, num_heads=2)
-TOKENIZER = dict(base_channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=16, num_codes=NUM_CODES)
+TOKENIZER = dict(
+    base_channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=16, num_codes=NUM_CODES
+)
 
 
 def tiny_tokenizer(**options: Any) -> VQGANTokenizer:
@@ -26,7 +28,9 @@ def tiny_tokenizer(**options: Any) -> VQGANTokenizer:
 def tiny_predictor(**options: Any) -> TokenPredictor:
     """A token predictor with random weights, large enough that every part matters."""
     torch.manual_seed(0)
-    settings: dict[str, Any] = dict(arch=ARCH, decoder_depth=1, decoder_num_heads=4, num_tokens=NUM_TOKENS, num_codes=NUM_CODES)
+    settings: dict[str, Any] = dict(
+        arch=ARCH, decoder_depth=1, decoder_num_heads=4, num_tokens=NUM_TOKENS, num_codes=NUM_CODES
+    )
     predictor = TokenPredictor(**{**settings, **options})
     _disturb(predictor)
     return predictor
@@ -35,9 +39,20 @@ def tiny_predictor(**options: Any) -> TokenPredictor:
 def tiny_addp(**options: Any) -> ADDP:
     """An ADDP with random weights, in eval mode."""
     torch.manual_seed(0)
-    model = ADDP(**{**dict(
-        arch=ARCH, decoder_depth=1, decoder_num_heads=4, img_size=IMG_SIZE, patch_size=8, tokenizer=TOKENIZER,
-        token_predictor=dict(arch=ARCH, decoder_depth=1, decoder_num_heads=4)), **options})
+    model = ADDP(
+        **{
+            **dict(
+                arch=ARCH,
+                decoder_depth=1,
+                decoder_num_heads=4,
+                img_size=IMG_SIZE,
+                patch_size=8,
+                tokenizer=TOKENIZER,
+                token_predictor=dict(arch=ARCH, decoder_depth=1, decoder_num_heads=4),
+            ),
+            **options,
+        }
+    )
     _disturb(model)
     torch.nn.init.normal_(model.tokenizer.codebook, std=0.3)
     return model.eval()

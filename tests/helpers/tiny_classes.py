@@ -36,10 +36,13 @@ def small_leaf(path: Path, leaf: str, data_root: Path, more: str = '') -> Path:
     pipelines = {split: cfg[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'val')}
     for step in (*pipelines['train'], *pipelines['val']):
         step.update({key: SIDE_PX for key in ('size',) if key in step})
-    loader = "batch_size={}, num_workers=0, persistent_workers=False, pin_memory=False, dataset=dict(data_root={!r}, pipeline={})"
-    train, val = (loader.format(6 if split == 'train' else 4, str(data_root), [dict(step) for step in pipelines[split]])
-                  for split in ('train', 'val'))
-    path.write_text(f'''_base_ = {str(ROOT / 'pretrain/configs' / leaf)!r} + '.py'
+    loader = 'batch_size={}, num_workers=0, persistent_workers=False, pin_memory=False, dataset=dict(data_root={!r}, pipeline={})'
+    train, val = (
+        loader.format(6 if split == 'train' else 4, str(data_root), [dict(step) for step in pipelines[split]])
+        for split in ('train', 'val')
+    )
+    path.write_text(
+        f"""_base_ = {str(ROOT / 'pretrain/configs' / leaf)!r} + '.py'
 model = dict(num_classes=None, backbone=dict(arch={dict(_delete_=True, **ARCH)}, img_size={SIDE_PX},
              patch_size=8, init_cfg=None))
 train_dataloader = dict({train})
@@ -53,5 +56,7 @@ log_processor = dict(window_size=1)
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(vis_backends=vis_backends)
 {more}
-''', encoding='utf-8')
+""",
+        encoding='utf-8',
+    )
     return path

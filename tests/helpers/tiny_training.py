@@ -19,7 +19,8 @@ NETWORK = dict(PREDICTOR, img_size=IMG_SIZE, patch_size=8, tokenizer=TOKENIZER, 
 MODELS = dict(
     tokenizer_tiny=dict(tokenizer=TOKENIZER, objective=dict(quantize_from_iters=1)),
     token_predictor_tiny=dict(tokenizer=TOKENIZER, token_predictor=PREDICTOR, img_size=IMG_SIZE),
-    addp_tiny=dict(network=NETWORK))
+    addp_tiny=dict(network=NETWORK),
+)
 
 
 def make_images(folder: Path) -> Path:
@@ -34,15 +35,29 @@ def make_images(folder: Path) -> Path:
 
 def write_leaf(folder: Path, base: str, images: Path, model: dict, **changes: object) -> Path:
     """Writes a leaf of pretrain/configs/``base``.py: small images, every iteration logged in full precision."""
-    pipeline = [dict(type='SeedAugmentation'), dict(type='RandomResizedCropImage', size=IMG_SIZE), dict(type='RandomFlipImage'),
-                dict(type='PackImage')]
+    pipeline = [
+        dict(type='SeedAugmentation'),
+        dict(type='RandomResizedCropImage', size=IMG_SIZE),
+        dict(type='RandomFlipImage'),
+        dict(type='PackImage'),
+    ]
     settings = dict(
-        model=_replaces(model), vis_backends=[dict(type='LocalVisBackend')], log_level='ERROR',
+        model=_replaces(model),
+        vis_backends=[dict(type='LocalVisBackend')],
+        log_level='ERROR',
         visualizer=dict(vis_backends=[dict(type='LocalVisBackend')]),
-        train_dataloader=dict(batch_size=3, num_workers=0, persistent_workers=False,
-                              dataset=dict(data_root=str(images), data_prefix='', pipeline=pipeline)),
-        default_hooks=dict(logger=dict(interval=1), checkpoint=dict(interval=2), picture=dict(interval=1000, num_images=2)),
-        log_processor=dict(window_size=1), **changes)
+        train_dataloader=dict(
+            batch_size=3,
+            num_workers=0,
+            persistent_workers=False,
+            dataset=dict(data_root=str(images), data_prefix='', pipeline=pipeline),
+        ),
+        default_hooks=dict(
+            logger=dict(interval=1), checkpoint=dict(interval=2), picture=dict(interval=1000, num_images=2)
+        ),
+        log_processor=dict(window_size=1),
+        **changes,
+    )
     if base == 'tokenizer_tiny':
         settings['custom_hooks'] = [dict(type='ReviveCodesHook', interval=1)]
     text = '\n'.join(f'{key} = {value!r}' for key, value in settings.items())
@@ -60,8 +75,10 @@ def train(config: Path, work_dir: Path, *words: str, options: tuple[str, ...] = 
 
 def _replaces(settings: dict) -> dict:
     """Marks dicts that take the place of a name in the base config."""
-    return {key: dict(value, _delete_=True) if key == 'arch' else _replaces(value) if isinstance(value, dict) else value
-            for key, value in settings.items()}
+    return {
+        key: dict(value, _delete_=True) if key == 'arch' else _replaces(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+    }
 
 
 def state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,20 @@ import json
 import pytest
 from running import ROOT
 
-KEYS = {'row', 'ours', 'peer', 'unit', 'ratio', 'goal', 'ours_memory_gb', 'peer_memory_gb', 'threads', 'torch', 'note', 'difference'}
+KEYS = {
+    'row',
+    'ours',
+    'peer',
+    'unit',
+    'ratio',
+    'goal',
+    'ours_memory_gb',
+    'peer_memory_gb',
+    'threads',
+    'torch',
+    'note',
+    'difference',
+}
 
 
 @pytest.fixture
@@ -14,13 +27,19 @@ def run_rows(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT))
 
     def run(tool, *words):
-        importlib.import_module(f'tools.benchmark.{tool}').main([*words, '--smoke', '--json', '--pairs', '1', '--threads', '1'])
+        importlib.import_module(f'tools.benchmark.{tool}').main(
+            [*words, '--smoke', '--json', '--pairs', '1', '--threads', '1']
+        )
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         for row in rows:
             assert set(row) == KEYS and row['threads'] == 1
             assert row['ours'] > 0 and row['ours_memory_gb'] > 0
             if row['peer'] is not None:
-                assert row['ratio'] == pytest.approx(row['ours'] / row['peer']) and row['peer_memory_gb'] > 0 and row['goal']
+                assert (
+                    row['ratio'] == pytest.approx(row['ours'] / row['peer'])
+                    and row['peer_memory_gb'] > 0
+                    and row['goal']
+                )
         return rows
 
     return run
@@ -53,7 +72,11 @@ def test_rows_whose_numbers_cannot_agree_print_no_difference(run_rows, mode):
 
 def test_scaling_prints_a_row_for_each_size_and_leaves_out_what_does_not_fit(run_rows):
     rows = run_rows('scaling', '--memory', '0.02')
-    assert ['64 px' in row['row'] for row in rows] == [True] and rows[0]['peer'] is None and 'a megapixel' in rows[0]['note']
+    assert (
+        ['64 px' in row['row'] for row in rows] == [True]
+        and rows[0]['peer'] is None
+        and 'a megapixel' in rows[0]['note']
+    )
 
 
 def test_a_side_that_fails_says_why(monkeypatch):
@@ -67,4 +90,6 @@ def test_the_table_has_a_line_for_each_row(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     pairs = importlib.import_module('tools.benchmark.pairs')
     row = pairs.Row('name', 1.0, 2.0, 's', 0.5, '<= 0.6', 1.0, 4.0, 2, 'torch', 'note')
-    assert pairs.markdown([row]).splitlines()[2] == '| name | 0.5 | <= 0.6 | 1 | 2 | s | 1.00 / 4.00 = 0.25 | 2 | note |'
+    assert (
+        pairs.markdown([row]).splitlines()[2] == '| name | 0.5 | <= 0.6 | 1 | 2 | s | 1.00 / 4.00 = 0.25 | 2 | note |'
+    )

@@ -20,7 +20,9 @@ MEGABYTE = 1e-3  # in units of 10^9 bytes
 
 def test_lsj_of_ours_and_of_mmdet_give_the_same_images_boxes_and_masks(tmp_path: Path) -> None:
     write_shapes(tmp_path / 'shapes', ShapeSettings(48, 64, train_scenes=3, val_scenes=0))
-    job = lsj.Job(tmp_path / 'shapes' / 'instances_train.json', tmp_path / 'shapes' / 'images' / 'train', num_images=6, side_px=64)
+    job = lsj.Job(
+        tmp_path / 'shapes' / 'instances_train.json', tmp_path / 'shapes' / 'images' / 'train', num_images=6, side_px=64
+    )
     ours, boxed, peer = lsj.prepare_ours(job, True), lsj.prepare_ours(job, False), lsj.prepare_peer(job)
     for _ in range(2):
         assert ours() == boxed() == peer()
@@ -38,13 +40,20 @@ def test_evaluations_in_the_benchmark_give_the_same_twelve_numbers() -> None:
 
 
 def test_a_row_of_several_kinds_adds_their_times_up() -> None:
-    kinds = [{who: Measured((seconds,), 0.1, (1.0,)) for who, seconds in dict(ours=ours, pycocotools=10.0, faster=5.0).items()} for ours in (1.0, 3.0)]
+    kinds = [
+        {
+            who: Measured((seconds,), 0.1, (1.0,))
+            for who, seconds in dict(ours=ours, pycocotools=10.0, faster=5.0).items()
+        }
+        for ours in (1.0, 3.0)
+    ]
     row = coco_eval.make_row('boxes + masks', coco_eval.Job('segm'), kinds, 1)
     assert (row.ratio, row.ours, row.difference) == (5.0, 250.0, 0.0) and '2.00 x' in row.note
 
 
 def test_a_workers_memory_does_not_follow_the_number_of_images(tmp_path: Path) -> None:
     import cv2
+
     cv2.imwrite(str(tmp_path / 'grey.jpg'), np.zeros((worker_memory.HEIGHT_PX, worker_memory.WIDTH_PX, 3), np.uint8))
     memory = {}
     for length in (30, 300):

@@ -19,7 +19,8 @@ SEGMENTATION = ('seg_configs/addp_tiny_upernet.py', 'tiny_ade', mmseg, 'mIoU')
 
 @pytest.mark.parametrize(('leaf', 'data', 'package', 'metric'), [DETECTION, SEGMENTATION], ids=['mmdet', 'mmseg'])
 def test_stock_tools_train_two_iterations_and_test_the_checkpoint(
-        leaf: str, data: str, package: ModuleType, metric: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    leaf: str, data: str, package: ModuleType, metric: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     cfg = small_config(leaf, request.getfixturevalue(data), tmp_path)
     if package is mmdet:
         cfg.model.test_cfg.rcnn.score_thr = 0.0  # two iterations in, nothing is certain
@@ -30,7 +31,12 @@ def test_stock_tools_train_two_iterations_and_test_the_checkpoint(
 
 def _run(package: ModuleType, tool: str, work_dir: Path, *arguments: str) -> str:
     """Runs a tool outside the repository, so that only the installed project can be imported; returns what it printed."""
-    command = [sys.executable, str(Path(str(package.__file__)).parent / '.mim' / 'tools' / tool), str(work_dir / 'leaf.py'), *arguments]
+    command = [
+        sys.executable,
+        str(Path(str(package.__file__)).parent / '.mim' / 'tools' / tool),
+        str(work_dir / 'leaf.py'),
+        *arguments,
+    ]
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'} | {'OMP_NUM_THREADS': '1'}
     result = subprocess.run(command, cwd=work_dir, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]

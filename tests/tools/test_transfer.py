@@ -1,7 +1,7 @@
 """The whole road at the published sizes: released checkpoint -> conversion -> one training iteration of detector and segmentor.
 
-The checkpoints are synthetic: every name and shape of the published files, with values that are constant along all but the last axis (so
-that the files stay small).
+The checkpoints are synthetic: every name and shape of the published files, with values that are constant along all but
+the last axis (so that the files stay small).
 """
 
 import argparse
@@ -25,9 +25,16 @@ def write_released_checkpoint(path, size):
     """A training checkpoint as the published code writes it, tokenizer and predictor included."""
     torch.manual_seed(0)
     golden = ROOT / 'tests/golden'
-    shapes = {prefix + name: shape for prefix, file in (('', f'addp_vit_{size}_patch16'), ('token_predictor.', f'mage_vit_{size}_patch16'),
-                                                        ('vqgan.', 'vqgan_jax_strongaug'), ('token_predictor.vqgan.', 'vqgan_jax_strongaug'))
-              for name, shape in json.loads((golden / f'{file}.keys.json').read_text()).items()}
+    shapes = {
+        prefix + name: shape
+        for prefix, file in (
+            ('', f'addp_vit_{size}_patch16'),
+            ('token_predictor.', f'mage_vit_{size}_patch16'),
+            ('vqgan.', 'vqgan_jax_strongaug'),
+            ('token_predictor.vqgan.', 'vqgan_jax_strongaug'),
+        )
+        for name, shape in json.loads((golden / f'{file}.keys.json').read_text()).items()
+    }
     model = {name: (torch.randn(shape[-1]) * 0.02).expand(shape) for name, shape in shapes.items()}
     torch.save({'model': model, 'epoch': 1599, 'args': argparse.Namespace(batch_size=64)}, path)
     return model
@@ -37,7 +44,12 @@ def write_released_checkpoint(path, size):
 def converted(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model = write_released_checkpoint(folder / 'released.pth', request.param)
-    command = [sys.executable, str(ROOT / 'tools/convert_checkpoint.py'), str(folder / 'released.pth'), str(folder / 'backbone.safetensors')]
+    command = [
+        sys.executable,
+        str(ROOT / 'tools/convert_checkpoint.py'),
+        str(folder / 'released.pth'),
+        str(folder / 'backbone.safetensors'),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return request.param, model, folder / 'backbone.safetensors'
@@ -57,14 +69,21 @@ def batch_of(scope, inputs):
         from mmdet.structures import DetDataSample
         from mmdet.structures.mask import BitmapMasks
         from mmengine.structures import InstanceData
+
         masks = torch.zeros(1, INPUT_PX, INPUT_PX)
         masks[:, 10:40, 8:50] = 1
-        sample = DetDataSample(metainfo=dict(img_shape=(INPUT_PX, INPUT_PX), ori_shape=(INPUT_PX, INPUT_PX), scale_factor=(1.0, 1.0)))
-        sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 10.0, 50.0, 40.0]]), labels=torch.tensor([3]),
-                                           masks=BitmapMasks(masks.numpy().astype('uint8'), INPUT_PX, INPUT_PX))
+        sample = DetDataSample(
+            metainfo=dict(img_shape=(INPUT_PX, INPUT_PX), ori_shape=(INPUT_PX, INPUT_PX), scale_factor=(1.0, 1.0))
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[8.0, 10.0, 50.0, 40.0]]),
+            labels=torch.tensor([3]),
+            masks=BitmapMasks(masks.numpy().astype('uint8'), INPUT_PX, INPUT_PX),
+        )
     else:
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
+
         sample = SegDataSample(metainfo=dict(img_shape=(INPUT_PX, INPUT_PX)))
         sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, INPUT_PX, INPUT_PX)))
     return dict(inputs=[inputs], data_samples=[sample])
@@ -77,12 +96,17 @@ def test_a_released_checkpoint_loads_into_the_configs_and_base_trains_one_iterat
     cfg.model.data_preprocessor.pop('pad_size_divisor' if cfg.default_scope == 'mmdet' else 'batch_augments', None)
     if cfg.default_scope == 'mmseg':  # what tools/train.py does where SyncBN cannot run
         from addp_backbone.runtime.launch import fit_to_device
+
         fit_to_device(cfg, cuda=False)
         cfg.model.data_preprocessor.size = (INPUT_PX, INPUT_PX)
     model = MODELS.build(cfg.model)
     model.init_weights()
     own = model.backbone.state_dict()
-    for name in ('patch_embed.proj.weight', 'blocks.0.attn.qkv.bias', f'blocks.{len(model.backbone.blocks) - 1}.mlp.fc2.weight'):
+    for name in (
+        'patch_embed.proj.weight',
+        'blocks.0.attn.qkv.bias',
+        f'blocks.{len(model.backbone.blocks) - 1}.mlp.fc2.weight',
+    ):
         torch.testing.assert_close(own[name], source[name])
     torch.testing.assert_close(own['pos_embed'], source['pos_embed'][:, 1:])
     if size == 'large':
@@ -91,7 +115,9 @@ def test_a_released_checkpoint_loads_into_the_configs_and_base_trains_one_iterat
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    batch = model.data_preprocessor(batch_of(cfg.default_scope, torch.randint(0, 256, (3, INPUT_PX, INPUT_PX), dtype=torch.uint8)), training=True)
+    batch = model.data_preprocessor(
+        batch_of(cfg.default_scope, torch.randint(0, 256, (3, INPUT_PX, INPUT_PX), dtype=torch.uint8)), training=True
+    )
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
     loss.backward()
     before = own['blocks.0.attn.qkv.weight'].clone()

@@ -5,9 +5,9 @@
     python tools/benchmark/addp.py --mode generate              # one image, 20 cosine steps, float32
     python tools/benchmark/addp.py --mode generate --bf16
 
-Both sides have the same weights; the peer is always in float32. A training step is forward + backward, without the optimizer's
-share, which is torch's on both sides. --dropout 0 makes both compute the same numbers, whose difference is then printed.
-What is shared (--json too): pairs.py.
+Both sides have the same weights; the peer is always in float32. A training step is forward + backward, without the
+optimizer's share, which is torch's on both sides. --dropout 0 makes both compute the same numbers, whose difference is
+then printed. What is shared (--json too): pairs.py.
 """
 
 from __future__ import annotations
@@ -33,10 +33,27 @@ from tools.benchmark.pairs import Call, Row, add_arguments, measure, print_row, 
 from tools.benchmark.plain_addp import PlainADDP
 from tools.benchmark.plain_tokenizer import Sizes
 
-SMOKE = Sizes(width=32, depth=1, num_heads=2, decoder_depth=1, decoder_num_heads=4, img_size=32, patch_size=8, base_channels=32,
-              channel_multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=16, num_codes=64)
+SMOKE = Sizes(
+    width=32,
+    depth=1,
+    num_heads=2,
+    decoder_depth=1,
+    decoder_num_heads=4,
+    img_size=32,
+    patch_size=8,
+    base_channels=32,
+    channel_multipliers=(1, 1, 1, 1),
+    num_res_blocks=1,
+    latent_channels=16,
+    num_codes=64,
+)
 MASK_RATIOS = 0.7, 0.75  # of m_t and m_{t+1}: about the mean of the training's distribution
-GOALS = {('step', False): '<= 0.75', ('step', True): '<= 0.25', ('generate', False): '<= 0.8', ('generate', True): '<= 0.25'}
+GOALS = {
+    ('step', False): '<= 0.75',
+    ('step', True): '<= 0.25',
+    ('generate', False): '<= 0.8',
+    ('generate', True): '<= 0.25',
+}
 NUM_PLACES = 97  # of a tensor that are compared
 
 
@@ -69,12 +86,24 @@ class Job:
 def make_model(sizes: Sizes, frozen_dtype: str | None = None) -> ADDP:
     """Ours, with random weights."""
     torch.manual_seed(0)
-    size: dict[str, Any] = dict(arch=dict(width=sizes.width, depth=sizes.depth, num_heads=sizes.num_heads),
-                decoder_depth=sizes.decoder_depth, decoder_num_heads=sizes.decoder_num_heads)
-    tokenizer = {name: getattr(sizes, name) for name in
-                 ('base_channels', 'channel_multipliers', 'num_res_blocks', 'latent_channels', 'num_codes')}
-    model = ADDP(**size, img_size=sizes.img_size, patch_size=sizes.patch_size, tokenizer=tokenizer, token_predictor=size,
-                 dropout=sizes.dropout, frozen_dtype=frozen_dtype)
+    size: dict[str, Any] = dict(
+        arch=dict(width=sizes.width, depth=sizes.depth, num_heads=sizes.num_heads),
+        decoder_depth=sizes.decoder_depth,
+        decoder_num_heads=sizes.decoder_num_heads,
+    )
+    tokenizer = {
+        name: getattr(sizes, name)
+        for name in ('base_channels', 'channel_multipliers', 'num_res_blocks', 'latent_channels', 'num_codes')
+    }
+    model = ADDP(
+        **size,
+        img_size=sizes.img_size,
+        patch_size=sizes.patch_size,
+        tokenizer=tokenizer,
+        token_predictor=size,
+        dropout=sizes.dropout,
+        frozen_dtype=frozen_dtype,
+    )
     nn.init.normal_(model.tokenizer.codebook, std=0.3)  # a fresh one is all but a single point
     model.tokenizer.lay_out()
     return model
@@ -139,14 +168,23 @@ def _finish_step(loss: Tensor, model: nn.Module, weight: Tensor) -> list[float]:
 
 
 def _places(tensor: Tensor) -> list[float]:
-    return tensor.flatten()[::tensor.numel() // NUM_PLACES][:NUM_PLACES].float().tolist()
+    return tensor.flatten()[:: tensor.numel() // NUM_PLACES][:NUM_PLACES].float().tolist()
 
 
 def run(job: Job, pairs: int, threads: int) -> Row:
     """Measures one row."""
     measured = measure(dict(ours=partial(prepare_ours, job), peer=partial(prepare_peer, job)), pairs, threads)
     note = 'peer: plain PyTorch in fp32'
-    row = time_row(job.name, measured['ours'], measured['peer'], threads, GOALS[job.mode, job.bf16], note, 's/image', job.batch_size)
+    row = time_row(
+        job.name,
+        measured['ours'],
+        measured['peer'],
+        threads,
+        GOALS[job.mode, job.bf16],
+        note,
+        's/image',
+        job.batch_size,
+    )
     comparable = not job.bf16 and (job.mode == 'generate' or job.sizes.dropout == 0)
     return row if comparable else replace(row, difference=None)
 
@@ -157,12 +195,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument('--mode', choices=('step', 'generate'), default='step', help='default: %(default)s')
     parser.add_argument('--bf16', action='store_true', help='ours in bfloat16')
     parser.add_argument('--batch', type=int, metavar='B', help='images (default: 4 for a step, 1 for generation)')
-    parser.add_argument('--dropout', type=float, default=0.1, metavar='P', help='of the trained network (default: %(default)s)')
+    parser.add_argument(
+        '--dropout', type=float, default=0.1, metavar='P', help='of the trained network (default: %(default)s)'
+    )
     add_arguments(parser)
     args = parser.parse_args(words)
     sizes = replace(SMOKE if args.smoke else Sizes(), dropout=args.dropout)
     batch_size = args.batch or (4 if args.mode == 'step' else 1)
-    print_row(run(Job(args.mode, args.bf16, batch_size, 3 if args.smoke else 20, sizes), args.pairs, args.threads), args.json)
+    print_row(
+        run(Job(args.mode, args.bf16, batch_size, 3 if args.smoke else 20, sizes), args.pairs, args.threads), args.json
+    )
 
 
 if __name__ == '__main__':

@@ -5,8 +5,9 @@
     python tools/benchmark/backbone.py --mode checkpoint          # ours with activation checkpointing, VitDet without
     python tools/benchmark/backbone.py --mode bf16                # ours in bfloat16 autocast, VitDet in float32
 
-Both have the same weights, relative positions included; the loss is the mean square of the map (of every level, added up, with
-the pyramid, which VitDet does not have). Both are in train mode without drop path. What is shared (--json too): pairs.py.
+Both have the same weights, relative positions included; the loss is the mean square of the map (of every level, added
+up, with the pyramid, which VitDet does not have). Both are in train mode without drop path. What is shared (--json
+too): pairs.py.
 """
 
 from __future__ import annotations
@@ -42,8 +43,12 @@ GOALS = {
     ('bf16', False): '<= 0.2, loss within 1e-2',
     ('bf16', True): "<= 0.2 of detectron2's, loss within 1e-2",
 }
-WORK = dict(forward='forward, fp32', train='forward + backward, fp32', checkpoint='forward + backward, fp32, activation checkpointing',
-            bf16='forward + backward, bf16 autocast')
+WORK = dict(
+    forward='forward, fp32',
+    train='forward + backward, fp32',
+    checkpoint='forward + backward, fp32, activation checkpointing',
+    bf16='forward + backward, bf16 autocast',
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,13 @@ class Job:
 def make_backbone(job: Job) -> ADDPViT:
     """Ours, with random weights; zero-initialised tables and biases would hide errors."""
     torch.manual_seed(0)
-    vit = ADDPViT(job.arch, img_size=job.img_size, pretrain_img_size=PRETRAIN_IMG_SIZE, window_size=WINDOW_SIZE,
-                  with_cp=job.mode == 'checkpoint')
+    vit = ADDPViT(
+        job.arch,
+        img_size=job.img_size,
+        pretrain_img_size=PRETRAIN_IMG_SIZE,
+        window_size=WINDOW_SIZE,
+        with_cp=job.mode == 'checkpoint',
+    )
     for name, parameter in vit.named_parameters():
         if name.endswith(('rel_pos_h', 'rel_pos_w', 'bias')):
             nn.init.normal_(parameter, std=0.02)
@@ -93,7 +103,10 @@ def prepare_ours(job: Job) -> Call:
     neck = SimpleFeaturePyramid(vit.arch.width) if job.pyramid else None
 
     def call() -> list[float]:
-        with torch.autocast('cpu', torch.bfloat16, enabled=job.mode == 'bf16'), torch.set_grad_enabled(job.mode != 'forward'):
+        with (
+            torch.autocast('cpu', torch.bfloat16, enabled=job.mode == 'bf16'),
+            torch.set_grad_enabled(job.mode != 'forward'),
+        ):
             maps = vit(images)
             levels = maps if neck is None else neck(maps)
             loss = torch.stack([level.float().square().mean() for level in levels]).sum()
@@ -115,7 +128,9 @@ def prepare_peer(job: Job) -> Call:
     return call
 
 
-def _finish(job: Job, loss: Tensor, features: Tensor, weight: Tensor, networks: Sequence[nn.Module | None]) -> list[float]:
+def _finish(
+    job: Job, loss: Tensor, features: Tensor, weight: Tensor, networks: Sequence[nn.Module | None]
+) -> list[float]:
     """Runs the backward pass where wanted; returns the loss, places of the map, and places of a gradient."""
     result = [float(loss.detach()), *_places(features.detach())]
     if job.mode != 'forward':
@@ -128,23 +143,35 @@ def _finish(job: Job, loss: Tensor, features: Tensor, weight: Tensor, networks: 
 
 
 def _places(tensor: Tensor) -> list[float]:
-    return tensor.flatten()[::tensor.numel() // NUM_PLACES][:NUM_PLACES].float().tolist()
+    return tensor.flatten()[:: tensor.numel() // NUM_PLACES][:NUM_PLACES].float().tolist()
 
 
 def make_peer(job: Job) -> nn.Module:
     """HF transformers' VitDet with the weights of ours."""
     from transformers import VitDetBackbone, VitDetConfig
+
     vit, size = make_backbone(replace(job, mode='train')), get_arch(job.arch)
     config = VitDetConfig(
-        hidden_size=size.width, num_hidden_layers=size.depth, num_attention_heads=size.num_heads, image_size=job.img_size,
-        pretrain_image_size=PRETRAIN_IMG_SIZE, patch_size=vit.patch_size, window_size=WINDOW_SIZE, residual_block_indices=[],
+        hidden_size=size.width,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.num_heads,
+        image_size=job.img_size,
+        pretrain_image_size=PRETRAIN_IMG_SIZE,
+        patch_size=vit.patch_size,
+        window_size=WINDOW_SIZE,
+        residual_block_indices=[],
         window_block_indices=[i for i in range(size.depth) if i not in vit.global_attn_indices],
-        use_relative_position_embeddings=True, use_absolute_position_embeddings=True, drop_path_rate=0.0)
+        use_relative_position_embeddings=True,
+        use_absolute_position_embeddings=True,
+        drop_path_rate=0.0,
+    )
     peer = VitDetBackbone(config)
     weights = {}
     for name, tensor in vit.state_dict().items():
         name = name.replace('blocks.', 'encoder.layer.').replace('.attn.', '.attention.')
-        name = name.replace('patch_embed.proj', 'embeddings.projection').replace('pos_embed', 'embeddings.position_embeddings')
+        name = name.replace('patch_embed.proj', 'embeddings.projection').replace(
+            'pos_embed', 'embeddings.position_embeddings'
+        )
         if name == 'embeddings.position_embeddings':  # VitDet keeps an entry for cls
             tensor = torch.cat((torch.zeros(1, 1, size.width), tensor), dim=1)
         weights[name] = tensor
@@ -161,12 +188,16 @@ def run(job: Job, pairs: int, threads: int) -> Row:
         sides['fp32'] = partial(prepare_ours, replace(job, mode='train'))
     measured = measure(sides, pairs, threads)
     ours, peer = measured['ours'], measured['peer']
-    note = 'peer: HF VitDet' + (', which has no pyramid' if job.pyramid else '') + (' in fp32' if job.mode == 'bf16' else '')
+    note = (
+        'peer: HF VitDet'
+        + (', which has no pyramid' if job.pyramid else '')
+        + (' in fp32' if job.mode == 'bf16' else '')
+    )
     if job.mode == 'bf16':
         note += f'; loss off by {difference(ours.result[:1], measured["fp32"].result[:1]):.1e} from ours in fp32'
     row = time_row(job.name, ours, peer, threads, GOALS[job.mode, job.pyramid], note)
     if job.pyramid:  # loss and gradients differ, the map does not
-        row = replace(row, difference=difference(ours.result[1:1 + NUM_PLACES], peer.result[1:1 + NUM_PLACES]))
+        row = replace(row, difference=difference(ours.result[1 : 1 + NUM_PLACES], peer.result[1 : 1 + NUM_PLACES]))
     return row
 
 
@@ -175,7 +206,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--mode', choices=WORK, default='train', help='default: %(default)s')
     parser.add_argument('--pyramid', action='store_true', help='ours with its pyramid')
-    parser.add_argument('--size', type=int, default=1024, metavar='PX', help='side of the images (default: %(default)s)')
+    parser.add_argument(
+        '--size', type=int, default=1024, metavar='PX', help='side of the images (default: %(default)s)'
+    )
     parser.add_argument('--batch', type=int, default=1, metavar='B', help='images (default: %(default)s)')
     add_arguments(parser)
     args = parser.parse_args(words)

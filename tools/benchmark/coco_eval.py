@@ -2,8 +2,9 @@
 
     python tools/benchmark/coco_eval.py            # 1,000 images of 98 detections: boxes, masks, both
 
-Ground truth and detections are made up: outlines of 8 to 180 px radius in 640 x 480 px images, 7 objects an image of 3 of 80 classes,
-2 % crowds; 4 of 10 detections are shifted objects, the others lie anywhere. faster-coco-eval alone is measured, too (in the notes).
+Ground truth and detections are made up: outlines of 8 to 180 px radius in 640 x 480 px images, 7 objects an image of 3
+of 80 classes, 2 % crowds; 4 of 10 detections are shifted objects, the others lie anywhere. faster-coco-eval alone is
+measured, too (in the notes).
 """
 
 from __future__ import annotations
@@ -51,8 +52,16 @@ def make_results(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         objects = [(_random_ellipse(rng), int(rng.choice(classes))) for _ in range(NUM_OBJECTS)]
         for ellipse, category in objects:
             region = _region(rng, ellipse)
-            annotations.append(dict(id=len(annotations) + 1, image_id=image_id, category_id=category, iscrowd=int(rng.random() < 0.02),
-                                    area=float(mask_codec.area(region['segmentation'])), **region))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=category,
+                    iscrowd=int(rng.random() < 0.02),
+                    area=float(mask_codec.area(region['segmentation'])),
+                    **region,
+                )
+            )
         for _ in range(job.num_detections):
             ellipse, category = objects[int(rng.integers(NUM_OBJECTS))]
             if rng.random() < 0.6:
@@ -60,7 +69,9 @@ def make_results(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             ellipse = ellipse + rng.normal(size=4) * (4, 4, 1, 1)
             if rng.random() < 0.4:
                 category = int(rng.integers(1, NUM_CLASSES + 1))
-            detections.append(dict(image_id=image_id, category_id=category, score=float(rng.random()), **_region(rng, ellipse)))
+            detections.append(
+                dict(image_id=image_id, category_id=category, score=float(rng.random()), **_region(rng, ellipse))
+            )
     images = [dict(id=i, file_name=f'{i}.jpg', height=HEIGHT_PX, width=WIDTH_PX) for i in range(1, job.num_images + 1)]
     categories = [dict(id=i, name=str(i)) for i in range(1, NUM_CLASSES + 1)]
     return dict(images=images, annotations=annotations, categories=categories), detections
@@ -76,9 +87,13 @@ def _region(rng: np.random.Generator, ellipse: np.ndarray) -> dict[str, Any]:
     """Box and mask of a ragged ellipse."""
     angles = np.linspace(0, 2 * np.pi, int(rng.integers(12, 40)), endpoint=False)
     ragged = 1 + 0.15 * rng.standard_normal(len(angles))
-    x, y = (ellipse[:2, None] + ellipse[2:, None] * ragged * (np.cos(angles), np.sin(angles))).clip(0, [[WIDTH_PX], [HEIGHT_PX]])
+    x, y = (ellipse[:2, None] + ellipse[2:, None] * ragged * (np.cos(angles), np.sin(angles))).clip(
+        0, [[WIDTH_PX], [HEIGHT_PX]]
+    )
     (rle,) = mask_codec.frPyObjects([np.stack((x, y), axis=1).reshape(-1).tolist()], HEIGHT_PX, WIDTH_PX)
-    return dict(bbox=mask_codec.toBbox(rle).tolist(), segmentation=dict(size=rle['size'], counts=rle['counts'].decode()))
+    return dict(
+        bbox=mask_codec.toBbox(rle).tolist(), segmentation=dict(size=rle['size'], counts=rle['counts'].decode())
+    )
 
 
 def prepare(job: Job, who: str) -> Call:
@@ -91,17 +106,22 @@ def prepare(job: Job, who: str) -> Call:
         from pycocotools.cocoeval import COCOeval
 
         from addp_backbone.detection.coco_metric import CocoEvaluation
+
         truth = faster_coco_eval.COCO() if who == 'faster' else COCO()
         truth.dataset = annotations
         truth.createIndex()
 
     def call() -> list[float]:
-        found = [{key: value for key, value in detection.items() if key != unused} for detection in detections]  # loadRes writes into them
+        found = [
+            {key: value for key, value in detection.items() if key != unused} for detection in detections
+        ]  # loadRes writes into them
         with contextlib.redirect_stdout(silence):
             if who == 'ours':
                 evaluation = CocoEvaluation(truth, found, job.kind)
             else:
-                evaluation = (faster_coco_eval.COCOeval_faster if who == 'faster' else COCOeval)(truth, truth.loadRes(found), job.kind)
+                evaluation = (faster_coco_eval.COCOeval_faster if who == 'faster' else COCOeval)(
+                    truth, truth.loadRes(found), job.kind
+                )
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -115,11 +135,18 @@ def make_row(name: str, job: Job, kinds: Sequence[dict[str, Measured]], threads:
     times = {who: sum(kind[who].time_s for kind in kinds) for who in kinds[0]}
     memory = {who: max(kind[who].memory_gb for kind in kinds) for who in kinds[0]}
     return Row(
-        row=f'COCO evaluation, {job.num_images} images x {job.num_detections} detections, {name}', ours=job.num_images / times['ours'],
-        peer=job.num_images / times['pycocotools'], unit='images/s', ratio=times['pycocotools'] / times['ours'], goal=f'>= {GOAL:g}',
-        ours_memory_gb=memory['ours'], peer_memory_gb=memory['pycocotools'], threads=threads,
+        row=f'COCO evaluation, {job.num_images} images x {job.num_detections} detections, {name}',
+        ours=job.num_images / times['ours'],
+        peer=job.num_images / times['pycocotools'],
+        unit='images/s',
+        ratio=times['pycocotools'] / times['ours'],
+        goal=f'>= {GOAL:g}',
+        ours_memory_gb=memory['ours'],
+        peer_memory_gb=memory['pycocotools'],
+        threads=threads,
         difference=max(difference(kind['ours'].result, kind['pycocotools'].result) for kind in kinds),
-        note=f"peer: pycocotools; faster-coco-eval alone {times['pycocotools'] / times['faster']:.2f} x")
+        note=f'peer: pycocotools; faster-coco-eval alone {times["pycocotools"] / times["faster"]:.2f} x',
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -132,7 +159,11 @@ def main(words: Sequence[str] | None = None) -> None:
     measured = []
     for kind, name in KINDS.items():
         job = Job(kind, **sizes)
-        measured.append(measure({who: partial(prepare, job, who) for who in ('ours', 'pycocotools', 'faster')}, args.pairs, args.threads))
+        measured.append(
+            measure(
+                {who: partial(prepare, job, who) for who in ('ours', 'pycocotools', 'faster')}, args.pairs, args.threads
+            )
+        )
         print_row(make_row(name, job, measured[-1:], args.threads), args.json)
     print_row(make_row('boxes + masks', job, measured, args.threads), args.json)
 

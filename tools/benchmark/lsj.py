@@ -3,8 +3,9 @@
     python tools/benchmark/lsj.py                                                           # on generated shapes, JPEG, 640 x 480 px
     python tools/benchmark/lsj.py --annotations data/coco/annotations/instances_train2017.json --images data/coco/train2017
 
-Both read the same images with the same draws and give the same tensors, boxes and masks; for the ratio, ours builds a bitmap of the
-whole crop for every object, as mmdet's do. The note has the speed without, which is what a data worker does. Single process.
+Both read the same images with the same draws and give the same tensors, boxes and masks; for the ratio, ours builds a
+bitmap of the whole crop for every object, as mmdet's do. The note has the speed without, which is what a data worker
+does. Single process.
 """
 
 from __future__ import annotations
@@ -53,18 +54,27 @@ class Job:
 def prepare_ours(job: Job, as_bitmaps: bool) -> Call:
     """Side: the project's step."""
     size = (job.side_px, job.side_px)
-    return _make_call(job, [dict(type='LargeScaleJitter', scale=size, ratio_range=(0.1, 2.0), crop_size=size)], as_bitmaps)
+    return _make_call(
+        job, [dict(type='LargeScaleJitter', scale=size, ratio_range=(0.1, 2.0), crop_size=size)], as_bitmaps
+    )
 
 
 def prepare_peer(job: Job) -> Call:
     """Side: mmdet's steps."""
     size = (job.side_px, job.side_px)
-    return _make_call(job, [
-        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-        dict(type='RandomFlip', prob=0.5),
-        dict(type='RandomResize', scale=size, ratio_range=(0.1, 2.0), keep_ratio=True),
-        dict(type='RandomCrop', crop_type='absolute', crop_size=size, recompute_bbox=True, allow_negative_crop=True),
-        dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False)], as_bitmaps=False)
+    return _make_call(
+        job,
+        [
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='RandomResize', scale=size, ratio_range=(0.1, 2.0), keep_ratio=True),
+            dict(
+                type='RandomCrop', crop_type='absolute', crop_size=size, recompute_bbox=True, allow_negative_crop=True
+            ),
+            dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False),
+        ],
+        as_bitmaps=False,
+    )
 
 
 def _make_call(job: Job, steps: list[dict], as_bitmaps: bool) -> Call:
@@ -74,11 +84,15 @@ def _make_call(job: Job, steps: list[dict], as_bitmaps: bool) -> Call:
     with contextlib.redirect_stdout(io.StringIO()):  # mmdet's import and pycocotools print
         from mmdet.datasets import CocoDataset
         from mmengine.registry import init_default_scope
+
         init_default_scope('mmdet')
         data = CocoDataset(
-            ann_file=str(job.annotations), data_prefix=dict(img=str(job.images)), filter_cfg=dict(filter_empty_gt=True),
+            ann_file=str(job.annotations),
+            data_prefix=dict(img=str(job.images)),
+            filter_cfg=dict(filter_empty_gt=True),
             metainfo=dict(classes=tuple(category['name'] for category in categories)),
-            pipeline=[dict(type='LoadImageFromFile'), *steps, dict(type='PackDetInputs')])
+            pipeline=[dict(type='LoadImageFromFile'), *steps, dict(type='PackDetInputs')],
+        )
     turns = iter(range(10**9))
 
     def call() -> list[float]:
@@ -88,7 +102,11 @@ def _make_call(job: Job, steps: list[dict], as_bitmaps: bool) -> Call:
             sample = data[index % len(data)]
             objects = sample['data_samples'].gt_instances
             masks = objects.masks.masks if as_bitmaps else objects.masks
-            result += [float(sample['inputs'][:, ::16, ::16].sum()), float(objects.bboxes.tensor.sum()), float(len(masks))]
+            result += [
+                float(sample['inputs'][:, ::16, ::16].sum()),
+                float(objects.bboxes.tensor.sum()),
+                float(len(masks)),
+            ]
         return result
 
     return call
@@ -109,21 +127,33 @@ def _store_as_jpeg(annotations: Path, images: Path) -> None:
 
 def run(job: Job, pairs: int, threads: int) -> Row:
     """Measures the row."""
-    sides = dict(ours=partial(prepare_ours, job, True), boxed=partial(prepare_ours, job, False), peer=partial(prepare_peer, job))
+    sides = dict(
+        ours=partial(prepare_ours, job, True), boxed=partial(prepare_ours, job, False), peer=partial(prepare_peer, job)
+    )
     measured = measure(sides, pairs, threads)
     speeds = {name: job.num_images / side.time_s for name, side in measured.items()}
     ours, peer = measured['ours'], measured['peer']
     return Row(
-        row=f'LSJ training pipeline with masks, {job.side_px} px', ours=speeds['ours'], peer=speeds['peer'], unit='images/s',
-        ratio=speeds['ours'] / speeds['peer'], goal='>= 2', ours_memory_gb=ours.memory_gb, peer_memory_gb=peer.memory_gb,
-        threads=threads, difference=difference(ours.result, peer.result),
-        note=f"peer: mmdet's steps; masks kept in their boxes: {speeds['boxed']:.3g} images/s, {speeds['boxed'] / speeds['peer']:.2f} x")
+        row=f'LSJ training pipeline with masks, {job.side_px} px',
+        ours=speeds['ours'],
+        peer=speeds['peer'],
+        unit='images/s',
+        ratio=speeds['ours'] / speeds['peer'],
+        goal='>= 2',
+        ours_memory_gb=ours.memory_gb,
+        peer_memory_gb=peer.memory_gb,
+        threads=threads,
+        difference=difference(ours.result, peer.result),
+        note=f"peer: mmdet's steps; masks kept in their boxes: {speeds['boxed']:.3g} images/s, {speeds['boxed'] / speeds['peer']:.2f} x",
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--annotations', type=Path, metavar='JSON', help='COCO instances (default: shapes are generated)')
+    parser.add_argument(
+        '--annotations', type=Path, metavar='JSON', help='COCO instances (default: shapes are generated)'
+    )
     parser.add_argument('--images', type=Path, metavar='DIR', help='folder of its images')
     parser.add_argument('--num-images', type=int, default=100, metavar='N', help='images a call (default: %(default)s)')
     add_arguments(parser)
@@ -136,9 +166,16 @@ def main(words: Sequence[str] | None = None) -> None:
         if args.annotations is None:
             height, width = (48, 64) if args.smoke else (480, 640)
             write_shapes(Path(folder) / 'shapes', ShapeSettings(height, width, train_scenes=num_images, val_scenes=0))
-            args.annotations, args.images = (Path(folder) / 'shapes' / name for name in ('instances_train.json', 'images/train'))
+            args.annotations, args.images = (
+                Path(folder) / 'shapes' / name for name in ('instances_train.json', 'images/train')
+            )
             _store_as_jpeg(args.annotations, args.images)
-        print_row(run(Job(args.annotations, args.images, num_images, 128 if args.smoke else SIDE_PX), args.pairs, args.threads), args.json)
+        print_row(
+            run(
+                Job(args.annotations, args.images, num_images, 128 if args.smoke else SIDE_PX), args.pairs, args.threads
+            ),
+            args.json,
+        )
 
 
 if __name__ == '__main__':

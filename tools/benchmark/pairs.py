@@ -1,9 +1,9 @@
 """What every benchmark here shares: calls of ours and of a peer in alternation, peak memory, and rows as JSON or Markdown.
 
-Each side lives in a process of its own, which imports, makes weights and inputs, and then waits. The sides are called in
-turn; while one works, the others sleep. The first call of each only warms up; times are medians of the calls after it. Peak
-memory is the largest resident set of all calls (Linux: VmHWM, reset before the first call) minus the resident set after imports,
-weights and inputs; so it is what the work needs on top of its network.
+Each side lives in a process of its own, which imports, makes weights and inputs, and then waits. The sides are called
+in turn; while one works, the others sleep. The first call of each only warms up; times are medians of the calls after
+it. Peak memory is the largest resident set of all calls (Linux: VmHWM, reset before the first call) minus the resident
+set after imports, weights and inputs; so it is what the work needs on top of its network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ import torch
 Call = Callable[[], Sequence[float]]
 Side = Callable[[], Call]  # makes networks and inputs, returns what is timed, whose result says what was computed
 
-_PRELOADED = ['torch', 'addp_backbone', 'pretrain', 'transformers.models.vitdet.modeling_vitdet']  # imported once, in the process that the sides are forked from
+_PRELOADED = [
+    'torch',
+    'addp_backbone',
+    'pretrain',
+    'transformers.models.vitdet.modeling_vitdet',
+]  # imported once, in the process that the sides are forked from
 _GB = 1e9
 
 
@@ -114,7 +119,9 @@ def measure(sides: Mapping[str, Side], pairs: int, threads: int) -> dict[str, Me
                 seconds, results[name] = worker.call()
                 if turn:
                     times[name].append(seconds)
-        return {name: Measured(tuple(times[name]), worker.memory_gb(), results[name]) for name, worker in workers.items()}
+        return {
+            name: Measured(tuple(times[name]), worker.memory_gb(), results[name]) for name, worker in workers.items()
+        }
     finally:
         for worker in workers.values():
             worker.stop()
@@ -126,21 +133,47 @@ def difference(got: Sequence[float], wanted: Sequence[float]) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
-def time_row(name: str, ours: Measured, peer: Measured | None, threads: int, goal: str = '', note: str = '',
-             unit: str = 's', per_call: int = 1) -> Row:
+def time_row(
+    name: str,
+    ours: Measured,
+    peer: Measured | None,
+    threads: int,
+    goal: str = '',
+    note: str = '',
+    unit: str = 's',
+    per_call: int = 1,
+) -> Row:
     """A row of times; ``per_call`` images or the like are counted in a call."""
-    row = Row(row=name, ours=ours.time_s / per_call, peer=None, unit=unit, ratio=None, goal=goal, ours_memory_gb=ours.memory_gb,
-              threads=threads, note=note)
+    row = Row(
+        row=name,
+        ours=ours.time_s / per_call,
+        peer=None,
+        unit=unit,
+        ratio=None,
+        goal=goal,
+        ours_memory_gb=ours.memory_gb,
+        threads=threads,
+        note=note,
+    )
     if peer is None:
         return row
-    return replace(row, peer=peer.time_s / per_call, ratio=ours.time_s / peer.time_s, peer_memory_gb=peer.memory_gb,
-                   difference=difference(ours.result, peer.result))
+    return replace(
+        row,
+        peer=peer.time_s / per_call,
+        ratio=ours.time_s / peer.time_s,
+        peer_memory_gb=peer.memory_gb,
+        difference=difference(ours.result, peer.result),
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser, pairs: int = 3) -> None:
     """Adds the options that every row's command has."""
-    parser.add_argument('--pairs', type=int, default=pairs, metavar='N', help='timed calls of each side (default: %(default)s)')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads(), metavar='T', help='CPU threads (default: %(default)s)')
+    parser.add_argument(
+        '--pairs', type=int, default=pairs, metavar='N', help='timed calls of each side (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--threads', type=int, default=torch.get_num_threads(), metavar='T', help='CPU threads (default: %(default)s)'
+    )
     parser.add_argument('--smoke', action='store_true', help='tiny sizes, to see that the command works')
     parser.add_argument('--json', action='store_true', help='print one JSON line a row')
 
@@ -150,17 +183,29 @@ def print_row(row: Row, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(row)), flush=True)
         return
-    lines = [row.row, f'  ratio  {_number(row.ratio)}   (goal: {row.goal or "none"})', f'  ours   {_number(row.ours)} {row.unit}',
-             f'  peer   {_number(row.peer)} {row.unit}', f'  memory {_memory(row)} GB (ours / peer)',
-             f'  {row.threads} threads, torch {row.torch}; relative difference of the results {_number(row.difference)}', f'  {row.note}']
+    lines = [
+        row.row,
+        f'  ratio  {_number(row.ratio)}   (goal: {row.goal or "none"})',
+        f'  ours   {_number(row.ours)} {row.unit}',
+        f'  peer   {_number(row.peer)} {row.unit}',
+        f'  memory {_memory(row)} GB (ours / peer)',
+        f'  {row.threads} threads, torch {row.torch}; relative difference of the results {_number(row.difference)}',
+        f'  {row.note}',
+    ]
     print('\n'.join(lines), flush=True)
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table."""
-    lines = ['| work | ratio | goal | ours | peer | unit | memory, GB (ours / peer) | threads | note |', '|---|---|---|---|---|---|---|---|---|']
-    lines += [f'| {row.row} | {_number(row.ratio)} | {row.goal} | {_number(row.ours)} | {_number(row.peer)} | {row.unit} | {_memory(row)} | '
-              f'{row.threads} | {row.note} |' for row in rows]
+    lines = [
+        '| work | ratio | goal | ours | peer | unit | memory, GB (ours / peer) | threads | note |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    lines += [
+        f'| {row.row} | {_number(row.ratio)} | {row.goal} | {_number(row.ours)} | {_number(row.peer)} | {row.unit} | {_memory(row)} | '
+        f'{row.threads} | {row.note} |'
+        for row in rows
+    ]
     return '\n'.join(lines)
 
 
@@ -201,7 +246,9 @@ class _Worker:
             failure, answer = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-            raise RuntimeError(f'the process of {self.name!r} ended with code {self.process.exitcode} (-9: out of memory?)') from None
+            raise RuntimeError(
+                f'the process of {self.name!r} ended with code {self.process.exitcode} (-9: out of memory?)'
+            ) from None
         if failure:
             raise RuntimeError(f'the process of {self.name!r} failed:\n{failure}')
         return answer

@@ -30,7 +30,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) * (C // self.num_heads)**-0.5).softmax(-1)
+        weights = (q @ k.transpose(-2, -1) * (C // self.num_heads) ** -0.5).softmax(-1)
         return self.proj_drop(self.proj((self.attn_drop(weights) @ v).transpose(1, 2).reshape(B, N, C)))
 
 
@@ -76,7 +76,9 @@ class _Predictor(nn.Module):
         self.token_emb.position_embeddings = nn.Embedding(1 + sizes.side**2, C)
         self.token_emb.LayerNorm = nn.LayerNorm(C, NORM_EPS)
         self.blocks = nn.Sequential(*(_Block(C, sizes.num_heads, 0.0) for _ in range(sizes.depth)))
-        self.decoder_blocks = nn.Sequential(*(_Block(C, sizes.decoder_num_heads, 0.0) for _ in range(sizes.decoder_depth)))
+        self.decoder_blocks = nn.Sequential(
+            *(_Block(C, sizes.decoder_num_heads, 0.0) for _ in range(sizes.decoder_depth))
+        )
         self.norm, self.decoder_norm = nn.LayerNorm(C, NORM_EPS), nn.LayerNorm(C, NORM_EPS)
         self.decoder_embed = nn.Linear(C, C)
         self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, 1 + sizes.side**2, C))
@@ -92,7 +94,7 @@ class _Predictor(nn.Module):
         hidden = torch.cat((torch.zeros_like(mask[:, :1]), mask), dim=1)[..., None]
         x = torch.where(hidden, x[:, :1], x) + self.decoder_pos_embed_learned
         x = self.decoder_norm(self.decoder_blocks(x))
-        return self.mlm_layer(x, emb.word_embeddings.weight)[:, 1:, :self.sizes.num_codes].softmax(-1)
+        return self.mlm_layer(x, emb.word_embeddings.weight)[:, 1:, : self.sizes.num_codes].softmax(-1)
 
 
 class PlainADDP(nn.Module):
@@ -116,7 +118,9 @@ class PlainADDP(nn.Module):
         self.tokenizer_norm, self.norm, self.decoder_norm = (nn.LayerNorm(C, NORM_EPS) for _ in range(3))
         self.dropout = nn.Dropout(sizes.dropout)
         self.blocks = nn.Sequential(*(_Block(C, sizes.num_heads, sizes.dropout) for _ in range(sizes.depth)))
-        self.decoder_blocks = nn.Sequential(*(_Block(C, sizes.decoder_num_heads, sizes.dropout) for _ in range(sizes.decoder_depth)))
+        self.decoder_blocks = nn.Sequential(
+            *(_Block(C, sizes.decoder_num_heads, sizes.dropout) for _ in range(sizes.decoder_depth))
+        )
         self.decoder_embed, self.token_emb = nn.Linear(C, C), nn.Embedding(sizes.vocabulary, C)
         self.mlm_layer = _Head(C, sizes.vocabulary)
 
@@ -136,7 +140,7 @@ class PlainADDP(nn.Module):
         x = x + torch.where(masked, self.decoder_pos_mask_embed, self.decoder_pos_embed_learned)
         known = (self.token_emb(ids) + self.decoder_pos_token_embed[:, 1:])[~mask].view(len(x), -1, x.shape[-1])
         x = self.decoder_norm(self.decoder_blocks(torch.cat((x, known), dim=1)))
-        return self.mlm_layer(x, self.token_emb.weight)[:, 1:1 + mask.shape[1]]
+        return self.mlm_layer(x, self.token_emb.weight)[:, 1 : 1 + mask.shape[1]]
 
     def training_loss(self, images: Tensor, mask: Tensor, noisier_mask: Tensor) -> Tensor:
         """The loss of a training step."""
@@ -157,13 +161,15 @@ class PlainADDP(nn.Module):
         images = torch.zeros(count, 3, self.sizes.img_size, self.sizes.img_size)
         ids, mask = torch.zeros(count, places, dtype=torch.int64), torch.ones(count, places, dtype=torch.bool)
         for step in range(steps):
-            logits = self.logits(images, ids, mask)[..., :self.sizes.num_codes]
+            logits = self.logits(images, ids, mask)[..., : self.sizes.num_codes]
             noise = torch.stack([torch.rand(logits.shape[1:], generator=generator) for generator in generators])
             sampled = (logits + _gumbel(noise)).argmax(-1)
             noise = torch.stack([torch.rand(places, generator=generator) for generator in generators])
             ids = torch.where(mask, sampled, ids)
             probs = logits.softmax(-1)
-            confidence = probs.gather(-1, ids[..., None])[..., 0].log() + temperature * (1 - (step + 1) / steps) * _gumbel(noise)
+            confidence = probs.gather(-1, ids[..., None])[..., 0].log() + temperature * (
+                1 - (step + 1) / steps
+            ) * _gumbel(noise)
             confidence = torch.where(mask, confidence, math.inf)
             num_masked = max(1, math.ceil(places * math.cos(math.pi / 2 * (step + 1) / steps) - 1e-9))
             mask = torch.zeros_like(mask).scatter(1, confidence.argsort(1)[:, :num_masked], True)

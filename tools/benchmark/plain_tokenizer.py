@@ -64,12 +64,18 @@ class _VQGANHalf(nn.Module):
         super().__init__()
         widths = [sizes.base_channels * multiplier for multiplier in sizes.channel_multipliers]
         first, last = widths[0], widths[-1]
-        self.conv_in = nn.Conv2d(3, first, 3, padding=1, bias=False) if encoder else nn.Conv2d(sizes.latent_channels, last, 3, padding=1)
+        self.conv_in = (
+            nn.Conv2d(3, first, 3, padding=1, bias=False)
+            if encoder
+            else nn.Conv2d(sizes.latent_channels, last, 3, padding=1)
+        )
         levels = nn.ModuleList()
         for i, width in enumerate(widths):
             before = widths[max(i - 1, 0)] if encoder else widths[min(i + 1, len(widths) - 1)]
             level: Any = nn.Module()
-            level.block = nn.Sequential(*(_ResidualBlock(before if j == 0 else width, width) for j in range(sizes.num_res_blocks)))
+            level.block = nn.Sequential(
+                *(_ResidualBlock(before if j == 0 else width, width) for j in range(sizes.num_res_blocks))
+            )
             if not encoder and i:
                 level.upsample = nn.Module()
                 level.upsample.conv = nn.Conv2d(width, width, 3, padding=1)

@@ -22,7 +22,11 @@ from tools.benchmark.pairs import Row, markdown
 
 FOLDER = Path(__file__).resolve().parent
 COMMANDS = [
-    *(('backbone.py', '--mode', mode, *pyramid) for mode in ('forward', 'train', 'checkpoint', 'bf16') for pyramid in ((), ('--pyramid',))),
+    *(
+        ('backbone.py', '--mode', mode, *pyramid)
+        for mode in ('forward', 'train', 'checkpoint', 'bf16')
+        for pyramid in ((), ('--pyramid',))
+    ),
     *(('addp.py', '--mode', mode, *bf16) for mode in ('step', 'generate') for bf16 in ((), ('--bf16',))),
     ('lsj.py',),
     ('worker_memory.py',),
@@ -47,12 +51,16 @@ def run(command: Sequence[str], options: Sequence[str]) -> list[Row]:
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', default='', metavar='TEXT', help='commands whose words contain this, e.g. "addp.py --mode step"')
+    parser.add_argument(
+        '--only', default='', metavar='TEXT', help='commands whose words contain this, e.g. "addp.py --mode step"'
+    )
     parser.add_argument('--pairs', metavar='N', help="timed calls of each side (default: each command's)")
     parser.add_argument('--threads', metavar='T', help="CPU threads (default: torch's)")
     parser.add_argument('--smoke', action='store_true', help='tiny sizes')
     args = parser.parse_args(words)
-    options = [word for name in ('pairs', 'threads') if getattr(args, name) for word in (f'--{name}', getattr(args, name))]
+    options = [
+        word for name in ('pairs', 'threads') if getattr(args, name) for word in (f'--{name}', getattr(args, name))
+    ]
     options += ['--smoke'] if args.smoke else []
     rows, failures = [], []
     for command in COMMANDS:

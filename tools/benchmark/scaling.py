@@ -40,7 +40,9 @@ def run(job: Job, pairs: int, threads: int) -> Row:
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sizes', type=int, nargs='+', default=(512, 768, 1024, 1536), metavar='PX', help='default: %(default)s')
+    parser.add_argument(
+        '--sizes', type=int, nargs='+', default=(512, 768, 1024, 1536), metavar='PX', help='default: %(default)s'
+    )
     parser.add_argument('--batches', type=int, nargs='+', default=(1, 2, 4), metavar='B', help='default: %(default)s')
     parser.add_argument('--memory', type=float, default=20.0, metavar='GB', help='default: %(default)s')
     add_arguments(parser, pairs=1)

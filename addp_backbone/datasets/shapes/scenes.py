@@ -1,7 +1,8 @@
 """Pictures of textured shapes with exact instance masks: a data set that needs no download.
 
-A scene is a cluttered, textured background with shapes of ten classes on it, which overlap, are turned, stretched, lit and
-partly hidden. Everything is a function of one ``numpy`` generator. ``tools/make_shapes.py`` writes data sets of them.
+A scene is a cluttered, textured background with shapes of ten classes on it, which overlap, are turned, stretched, lit
+and partly hidden. Everything is a function of one ``numpy`` generator. ``tools/make_shapes.py`` writes data sets of
+them.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ def _raw_outline(name: str) -> Contours:
     if name == 'star':
         return [_regular(5, inner_radius=0.45)]
     if name == 'heart':
-        x, y = 16 * np.sin(turn)**3, 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+        x, y = (
+            16 * np.sin(turn) ** 3,
+            13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn),
+        )
         return [np.stack([x, -y], axis=1).astype(np.float32)]
     if name == 'crescent':  # the outer arc of a circle, and back along one that is shifted to the right
         outer = np.linspace(np.pi / 3, 2 * np.pi - np.pi / 3, 48)
@@ -136,8 +140,16 @@ class Canvas:
         self.unit_px = float(min(height, width))
         angle = rng.uniform(0, 2 * np.pi)
         self.light: FloatArray = np.array([np.cos(angle), np.sin(angle)], np.float32)
-        self.pixels = draw_texture(rng, height, width, self.unit_px * rng.uniform(0.06, 0.3), self.hues,
-                                   contrast=rng.uniform(0.3, 0.9), pattern=ground.pattern, saturation=ground.saturation)
+        self.pixels = draw_texture(
+            rng,
+            height,
+            width,
+            self.unit_px * rng.uniform(0.06, 0.3),
+            self.hues,
+            contrast=rng.uniform(0.3, 0.9),
+            pattern=ground.pattern,
+            saturation=ground.saturation,
+        )
         self.visible: list[NDArray[np.bool_]] = []
         self.full_areas: list[float] = []
 
@@ -158,8 +170,10 @@ class Canvas:
     def leaves_others_visible(self, alpha: FloatArray) -> bool:
         """Whether enough of every shape stays visible behind ``alpha``."""
         hidden = alpha > 0.5
-        return all(np.count_nonzero(mask & ~hidden) >= MIN_VISIBLE_FRACTION * area
-                   for mask, area in zip(self.visible, self.full_areas, strict=True))
+        return all(
+            np.count_nonzero(mask & ~hidden) >= MIN_VISIBLE_FRACTION * area
+            for mask, area in zip(self.visible, self.full_areas, strict=True)
+        )
 
     def paint(self, alpha: FloatArray, cell_px: float, relief_px: float, material: Material = ANY_MATERIAL) -> None:
         """Paints a textured, lit patch with a soft shadow where ``alpha`` is, in front of everything so far."""
@@ -173,7 +187,9 @@ class Canvas:
         shadow = cv2.GaussianBlur(cv2.warpAffine(patch, shift, (width, height)), (0, 0), max(relief_px, 0.6))
         target *= 1 - 0.55 * shadow[..., None]
         hues = self.hues if material.hue is None else np.array([material.hue], np.float32)
-        texture = draw_texture(self.rng, height, width, cell_px, hues, pattern=material.pattern, saturation=material.saturation)
+        texture = draw_texture(
+            self.rng, height, width, cell_px, hues, pattern=material.pattern, saturation=material.saturation
+        )
         texture *= self._shading(patch, relief_px)[..., None]
         target += patch[..., None] * (texture - target)
         hidden = alpha > 0.5
@@ -226,8 +242,9 @@ def _add_clutter(canvas: Canvas, num_items: int, size: tuple[float, float]) -> N
     height, width = canvas.pixels.shape[:2]
     for _ in range(num_items):
         center, side = rng.uniform(0, 1, 2) * [width, height], unit * rng.uniform(*size)
-        contours = (_stroke(rng, center, 8 * side, max(0.2 * side, 1.5)) if rng.random() < 0.5
-                    else _blob(rng, center, side))
+        contours = (
+            _stroke(rng, center, 8 * side, max(0.2 * side, 1.5)) if rng.random() < 0.5 else _blob(rng, center, side)
+        )
         alpha = canvas.coverage(contours)
         if (alpha > 0.5).any() and canvas.leaves_others_visible(alpha):
             canvas.paint(alpha, 0.3 * side, relief_px=max(0.06 * side, 0.5))
@@ -239,7 +256,9 @@ def typical_material(label: int) -> Material:
     return Material(CLOUDS if label < num_hues else CHECKS, label % num_hues / num_hues, (0.5, 0.9), (0.25, 0.4))
 
 
-def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float], spread: float, typical: float) -> list[int]:
+def _add_shapes(
+    canvas: Canvas, labels: Sequence[int], size: tuple[float, float], spread: float, typical: float
+) -> list[int]:
     """Places shapes where they and those behind them stay visible; returns the labels of those that found a place."""
     rng, unit = canvas.rng, canvas.unit_px
     height, width = canvas.pixels.shape[:2]
@@ -251,7 +270,9 @@ def _add_shapes(canvas: Canvas, labels: Sequence[int], size: tuple[float, float]
             alpha = canvas.coverage(_place(rng, SHAPE_CLASSES[label], side, center))
             if alpha.sum() >= 0.6 * side**2 and canvas.leaves_others_visible(alpha):
                 material = typical_material(label) if typical and rng.random() < typical else ANY_MATERIAL
-                canvas.add_shape(alpha, side * rng.uniform(*material.cells), max(side * rng.uniform(0.03, 0.1), 0.8), material)
+                canvas.add_shape(
+                    alpha, side * rng.uniform(*material.cells), max(side * rng.uniform(0.03, 0.1), 0.8), material
+                )
                 placed.append(label)
                 break
     return placed
@@ -261,16 +282,28 @@ def _develop(canvas: Canvas) -> NDArray[np.uint8]:
     """Applies uneven light, exposure, blur and noise, as a camera would."""
     rng = canvas.rng
     height, width = canvas.pixels.shape[:2]
-    ramp = np.add.outer(np.linspace(-0.5, 0.5, height) * canvas.light[1], np.linspace(-0.5, 0.5, width) * canvas.light[0])
-    light = 1 + rng.uniform(0, 0.7) * ramp + rng.uniform(0, 0.35) * (smooth_noise(rng, height, width, canvas.unit_px) - 0.5)
+    ramp = np.add.outer(
+        np.linspace(-0.5, 0.5, height) * canvas.light[1], np.linspace(-0.5, 0.5, width) * canvas.light[0]
+    )
+    light = (
+        1 + rng.uniform(0, 0.7) * ramp + rng.uniform(0, 0.35) * (smooth_noise(rng, height, width, canvas.unit_px) - 0.5)
+    )
     exposed = np.clip(canvas.pixels * light[..., None].astype(np.float32), 0, 1) ** rng.uniform(0.75, 1.25)
     blurred = cv2.GaussianBlur(exposed, (0, 0), rng.uniform(0.3, 0.8))
     noisy = blurred + rng.normal(0, rng.uniform(0.002, 0.03), blurred.shape)
     return np.round(np.clip(noisy, 0, 1) * 255).astype(np.uint8)
 
 
-def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequence[int] | None = None,
-                 size: tuple[float, float] = (0.1, 0.36), spread: float = 1.0, typical: float = 0.0, clutter: int = MAX_CLUTTER) -> Scene:
+def render_scene(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    labels: Sequence[int] | None = None,
+    size: tuple[float, float] = (0.1, 0.36),
+    spread: float = 1.0,
+    typical: float = 0.0,
+    clutter: int = MAX_CLUTTER,
+) -> Scene:
     """Renders a picture.
 
     Args:
@@ -280,9 +313,10 @@ def render_scene(rng: np.random.Generator, height: int, width: int, labels: Sequ
         labels: Classes to place from back to front (one that finds no place is left out); None draws 3 to 9 at random.
         size: Smallest and largest square root of a shape's area, as a share of the picture's shorter side.
         spread: 1 places shapes anywhere, 0 in the middle.
-        typical: Probability that a shape is of its class's typical material (:func:`typical_material`), as things in photographs often are;
-            backgrounds are dull then. 0: material tells nothing, outlines alone do.
-        clutter: Largest number of things behind the shapes that belong to no class; the smallest is 8 / 21 of it, rounded down.
+        typical: Probability that a shape is of its class's typical material (:func:`typical_material`), as things in
+            photographs often are; backgrounds are dull then. 0: material tells nothing, outlines alone do.
+        clutter: Largest number of things behind the shapes that belong to no class; the smallest is 8 / 21 of it,
+            rounded down.
 
     Returns:
         The picture, at least one shape on it.

@@ -84,7 +84,13 @@ def _cells(rng: np.random.Generator, height: int, width: int, cell_px: float) ->
 
 
 PATTERNS: tuple[Callable[[np.random.Generator, int, int, float], FloatArray], ...] = (
-    _stripes, _checks, _dots, _marble, _clouds, _cells)
+    _stripes,
+    _checks,
+    _dots,
+    _marble,
+    _clouds,
+    _cells,
+)
 CHECKS, CLOUDS = PATTERNS.index(_checks), PATTERNS.index(_clouds)
 
 
@@ -97,14 +103,24 @@ def draw_palette(rng: np.random.Generator, num_hues: int = 3) -> FloatArray:
     return (rng.random() + np.cumsum(rng.uniform(0.08, 0.38, num_hues))).astype(np.float32) % 1
 
 
-def draw_color(rng: np.random.Generator, hues: FloatArray, saturation: tuple[float, float] = (0.15, 0.85)) -> FloatArray:
+def draw_color(
+    rng: np.random.Generator, hues: FloatArray, saturation: tuple[float, float] = (0.15, 0.85)
+) -> FloatArray:
     """Draws an RGB colour near one of the hues; (3,) float32 in [0, 1]."""
     hue = (rng.choice(hues) + rng.normal(0, 0.025)) % 1
     return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(0.3, 1.0)), np.float32)
 
 
-def draw_texture(rng: np.random.Generator, height: int, width: int, cell_px: float, hues: FloatArray,
-                 contrast: float = 1.0, pattern: int | None = None, saturation: tuple[float, float] = (0.15, 0.85)) -> FloatArray:
+def draw_texture(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    cell_px: float,
+    hues: FloatArray,
+    contrast: float = 1.0,
+    pattern: int | None = None,
+    saturation: tuple[float, float] = (0.15, 0.85),
+) -> FloatArray:
     """Draws a pattern between two colours, with a little grain.
 
     Args:

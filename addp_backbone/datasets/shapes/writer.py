@@ -1,7 +1,7 @@
 """Writes data sets of generated shapes: instances and masks, a class-folder tree, plain images. See ``tools/make_shapes.py``.
 
-Picture ``i`` of a part is a function of the seed, the part and ``i`` alone. Every file is written atomically, a picture's
-record last: a run that was cut goes on where it stopped, whatever the number of processes.
+Picture ``i`` of a part is a function of the seed, the part and ``i`` alone. Every file is written atomically, a
+picture's record last: a run that was cut goes on where it stopped, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -68,18 +68,29 @@ class ShapeSettings:
         if min(counts.values()) < 0:
             raise ValueError(f'the seed and the numbers of pictures must not be negative, got {counts}')
         if not (0 <= self.typical <= 1 and 0 < self.min_size <= self.max_size <= 1):
-            raise ValueError('wanted typical in [0, 1] and 0 < min_size <= max_size <= 1, '
-                             f'got {self.typical}, {self.min_size} and {self.max_size}')
+            raise ValueError(
+                'wanted typical in [0, 1] and 0 < min_size <= max_size <= 1, '
+                f'got {self.typical}, {self.min_size} and {self.max_size}'
+            )
 
     def counts(self) -> dict[str, int]:
         """Number of pictures of every part."""
-        numbers = (self.train_scenes, self.val_scenes, self.train_per_class * len(SHAPE_CLASSES),
-                   self.val_per_class * len(SHAPE_CLASSES), self.plain_images)
+        numbers = (
+            self.train_scenes,
+            self.val_scenes,
+            self.train_per_class * len(SHAPE_CLASSES),
+            self.val_per_class * len(SHAPE_CLASSES),
+            self.plain_images,
+        )
         return dict(zip(PARTS, numbers, strict=True))
 
 
-def write_shapes(out: Path, settings: ShapeSettings, num_workers: int = 1,
-                 progress: Callable[[Iterator[None], int], Iterator[None]] | None = None) -> None:
+def write_shapes(
+    out: Path,
+    settings: ShapeSettings,
+    num_workers: int = 1,
+    progress: Callable[[Iterator[None], int], Iterator[None]] | None = None,
+) -> None:
     """Writes the data set, or the rest of it.
 
     Args:
@@ -98,8 +109,10 @@ def write_shapes(out: Path, settings: ShapeSettings, num_workers: int = 1,
     for _ in progress(finished, len(todo)) if progress else finished:
         pass
     for split in ('train', 'val'):
-        records = [json.loads(_record_path(out, f'scenes/{split}', i).read_text(encoding='utf-8'))
-                   for i in range(settings.counts()[f'scenes/{split}'])]
+        records = [
+            json.loads(_record_path(out, f'scenes/{split}', i).read_text(encoding='utf-8'))
+            for i in range(settings.counts()[f'scenes/{split}'])
+        ]
         if records:
             _write_json(out / f'instances_{split}.json', _coco(records, settings))
     _write_json(out / 'classes.json', {'classes': list(SEG_CLASSES), 'things': list(SHAPE_CLASSES)})
@@ -111,9 +124,14 @@ def _claim_folder(out: Path, settings: ShapeSettings) -> None:
     if path.exists():
         found = json.loads(path.read_text(encoding='utf-8'))
         if found != wanted:
-            differing = ', '.join(f'{key}: {found.get(key)} there, {value} now' for key, value in wanted.items()
-                                  if found.get(key) != value)
-            raise ValueError(f'{out} was begun with other settings ({differing}): give the same or choose another folder')
+            differing = ', '.join(
+                f'{key}: {found.get(key)} there, {value} now'
+                for key, value in wanted.items()
+                if found.get(key) != value
+            )
+            raise ValueError(
+                f'{out} was begun with other settings ({differing}): give the same or choose another folder'
+            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f'{out} exists and was not written by this tool: choose a new or an empty folder')
     _write_json(path, wanted)
@@ -138,12 +156,20 @@ def _write_picture(out: Path, settings: ShapeSettings, job: tuple[str, int]) -> 
     rng = np.random.default_rng([settings.seed, PARTS[part], index])
     if part.startswith('classes'):
         label = index % len(SHAPE_CLASSES)
-        scene = render_scene(rng, settings.height, settings.width, [label], (0.35, 0.6), 0.25, settings.typical, settings.clutter)
+        scene = render_scene(
+            rng, settings.height, settings.width, [label], (0.35, 0.6), 0.25, settings.typical, settings.clutter
+        )
         _write_png(out / part / SHAPE_CLASSES[label] / f'{index:06d}.png', scene.image)
         record: dict[str, Any] = {}
     else:
-        scene = render_scene(rng, settings.height, settings.width, size=(settings.min_size, settings.max_size),
-                             typical=settings.typical, clutter=settings.clutter)
+        scene = render_scene(
+            rng,
+            settings.height,
+            settings.width,
+            size=(settings.min_size, settings.max_size),
+            typical=settings.typical,
+            clutter=settings.clutter,
+        )
         folder = 'plain' if part == 'plain' else part.replace('scenes', 'images')
         _write_png(out / folder / f'{index:06d}.png', scene.image)
         record = {}
@@ -166,9 +192,15 @@ def _instances(scene: Scene) -> list[dict[str, Any]]:
     annotations = []
     for label, visible in zip(scene.labels.tolist(), scene.masks, strict=True):
         code = coco_masks.encode(np.asfortranarray(visible.astype(np.uint8)))
-        annotations.append({
-            'category_id': label + 1, 'bbox': coco_masks.toBbox(code).tolist(), 'area': int(visible.sum()), 'iscrowd': 0,
-            'segmentation': {'size': [int(n) for n in code['size']], 'counts': code['counts'].decode('ascii')}})
+        annotations.append(
+            {
+                'category_id': label + 1,
+                'bbox': coco_masks.toBbox(code).tolist(),
+                'area': int(visible.sum()),
+                'iscrowd': 0,
+                'segmentation': {'size': [int(n) for n in code['size']], 'counts': code['counts'].decode('ascii')},
+            }
+        )
     return annotations
 
 
@@ -176,12 +208,17 @@ def _coco(records: list[dict[str, Any]], settings: ShapeSettings) -> dict[str, A
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, record in enumerate(records, start=1):
-        images.append({'id': image_id, 'file_name': record['file_name'],
-                       'width': settings.width, 'height': settings.height})
+        images.append(
+            {'id': image_id, 'file_name': record['file_name'], 'width': settings.width, 'height': settings.height}
+        )
         for annotation in record['annotations']:
             annotations.append({'id': len(annotations) + 1, 'image_id': image_id, **annotation})
-    return {'info': {'description': 'textured shapes, generated'}, 'images': images, 'annotations': annotations,
-            'categories': [{'id': i, 'name': name} for i, name in enumerate(SHAPE_CLASSES, start=1)]}
+    return {
+        'info': {'description': 'textured shapes, generated'},
+        'images': images,
+        'annotations': annotations,
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(SHAPE_CLASSES, start=1)],
+    }
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,10 +1,11 @@
 """Classification: ImageNet as class folders, evaluation by top-1 and top-5, hooks. A leaf adds model and schedule.
 
-Own data: ``--cfg-options model.num_classes=None train_dataloader.dataset.data_root=FOLDER val_dataloader.dataset.data_root=FOLDER
-test_dataloader.dataset.data_root=FOLDER`` with ``FOLDER/{train,val}/<class>/<image>``; the classes are those of the folders. Lists
-(``path label`` a line): ``ann_file=meta/train.txt`` and ``meta/val.txt``, with ``classes=FILE`` (a name a line) for their names.
-Few images a class: ``python tools/few_shot.py CONFIG``. Another crop at test time:
-``--cfg-options test_dataloader.dataset.pipeline.0.crop_ratio=0.875``.
+Own data: ``--cfg-options model.num_classes=None train_dataloader.dataset.data_root=FOLDER
+val_dataloader.dataset.data_root=FOLDER test_dataloader.dataset.data_root=FOLDER`` with
+``FOLDER/{train,val}/<class>/<image>``; the classes are those of the folders. Lists (``path label`` a line):
+``ann_file=meta/train.txt`` and ``meta/val.txt``, with ``classes=FILE`` (a name a line) for their names. Few images a
+class: ``python tools/few_shot.py CONFIG``. Another crop at test time: ``--cfg-options
+test_dataloader.dataset.pipeline.0.crop_ratio=0.875``.
 """
 
 _base_ = './runtime.py'
@@ -29,11 +30,15 @@ train_dataloader = dict(
         data_prefix='train',
         images_per_class=None,  # all
         pipeline=[
-            dict(type='SeedAugmentation'),  # the draws below follow from seed and stream position: a resumed run repeats them
+            dict(
+                type='SeedAugmentation'
+            ),  # the draws below follow from seed and stream position: a resumed run repeats them
             dict(type='RandomResizedCropImage', size=img_size, scale=(0.08, 1.0)),
             dict(type='RandomFlipImage'),
             dict(type='PackImage'),
-        ]))
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
@@ -45,7 +50,9 @@ val_dataloader = dict(
         data_root=data_root,
         data_prefix='val',
         test_mode=True,  # every image counts: one that cannot be read is an error
-        pipeline=[dict(type='ResizeCenterCropImage', size=img_size, crop_ratio=crop_ratio), dict(type='PackImage')]))
+        pipeline=[dict(type='ResizeCenterCropImage', size=img_size, crop_ratio=crop_ratio), dict(type='PackImage')],
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='TopKAccuracy', topk=(1, 5))
@@ -59,9 +66,16 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(  # about every epoch of ImageNet at batch 1024
-        type='SafeCheckpointHook', by_epoch=False, interval=1252, max_keep_ckpts=2, save_best='accuracy/top1', rule='greater'),
+        type='SafeCheckpointHook',
+        by_epoch=False,
+        interval=1252,
+        max_keep_ckpts=2,
+        save_best='accuracy/top1',
+        rule='greater',
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    throughput=dict(type='ThroughputHook'))
+    throughput=dict(type='ThroughputHook'),
+)
 custom_hooks = [
     dict(type='SeedEachIteration'),  # a resumed run draws what the unbroken one would have drawn
     dict(type='StopOnBadLoss'),  # the last good checkpoint stays

@@ -1,7 +1,8 @@
 """Fine-tuning: model, augmentation and schedule (reference section 5). A leaf sets arch, drop path, epochs, learning rate and its decay.
 
-The learning rate is for 256 images of the global batch (batch_size x processes x optim_wrapper.accumulative_counts) and follows the
-real one. Precision: ``optim_wrapper.type=OptimWrapper`` is float32, ``BFloat16OptimWrapper`` bfloat16. Without CUDA it is bfloat16.
+The learning rate is for 256 images of the global batch (batch_size x processes x optim_wrapper.accumulative_counts) and
+follows the real one. Precision: ``optim_wrapper.type=OptimWrapper`` is float32, ``BFloat16OptimWrapper`` bfloat16.
+Without CUDA it is bfloat16.
 """
 
 model = dict(
@@ -15,7 +16,9 @@ model = dict(
         patch_size=16,
         tokenizer_norm=False,  # the published fine-tuning has none
         final_norm=False,  # nor this: the new fc_norm behind the mean takes its place
-        with_cp=False))
+        with_cp=False,
+    ),
+)
 
 finetune_pipeline = [
     dict(type='SeedAugmentation'),
@@ -30,5 +33,6 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',  # float16 with dynamic loss scaling
     constructor='ViTLayerDecayConstructor',
     optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(no_weight_decay='1d_and_embeddings'))  # MAE
+    paramwise_cfg=dict(no_weight_decay='1d_and_embeddings'),
+)  # MAE
 auto_scale_lr = dict(enable=True, base_batch_size=256)

@@ -1,7 +1,8 @@
 """Data: ImageNet's training images without labels, 256 px (reference section 5). Any other folder does as well:
 
-``--cfg-options train_dataloader.dataset.data_root=FOLDER train_dataloader.dataset.data_prefix=`` searches it at any depth; a list of
-files is ``train_dataloader.dataset.ann_file=meta/train.txt`` (a path a line, a label behind it is passed over).
+``--cfg-options train_dataloader.dataset.data_root=FOLDER train_dataloader.dataset.data_prefix=`` searches it at any
+depth; a list of files is ``train_dataloader.dataset.ann_file=meta/train.txt`` (a path a line, a label behind it is
+passed over).
 """
 
 train_dataloader = dict(
@@ -15,8 +16,12 @@ train_dataloader = dict(
         data_prefix='train',
         max_unreadable=100,
         pipeline=[
-            dict(type='SeedAugmentation'),  # the draws below follow from seed and stream position: a resumed run repeats them
+            dict(
+                type='SeedAugmentation'
+            ),  # the draws below follow from seed and stream position: a resumed run repeats them
             dict(type='RandomResizedCropImage', size=256, scale=(0.2, 1.0), interpolation='bicubic'),
             dict(type='RandomFlipImage', prob=0.5),
             dict(type='PackImage'),
-        ]))
+        ],
+    ),
+)

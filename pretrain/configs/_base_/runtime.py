@@ -10,7 +10,8 @@ default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     throughput=dict(type='ThroughputHook'),  # images/s, and memory where there is no CUDA
-    picture=dict(type='PictureHook', interval=2000))  # work_dir/pictures/iter_*.png
+    picture=dict(type='PictureHook', interval=2000),
+)  # work_dir/pictures/iter_*.png
 custom_hooks = [
     dict(type='SeedEachIteration'),  # a resumed run draws what the unbroken one would have drawn, masks included
     dict(type='StopOnBadLoss'),  # the last good checkpoint stays
@@ -18,9 +19,8 @@ custom_hooks = [
 randomness = dict(seed=0)
 
 env_cfg = dict(
-    cudnn_benchmark=True,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
+)
 
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')

@@ -24,7 +24,9 @@ WIDTH, DEPTH = 32, 2
 
 def tiny_vit_weights(prefix=''):
     torch.manual_seed(0)
-    vit = timm.create_model('vit_base_patch16_224', img_size=256, embed_dim=WIDTH, depth=DEPTH, num_heads=2, num_classes=0)
+    vit = timm.create_model(
+        'vit_base_patch16_224', img_size=256, embed_dim=WIDTH, depth=DEPTH, num_heads=2, num_classes=0
+    )
     return {prefix + name: torch.randn_like(tensor) for name, tensor in vit.state_dict().items()}
 
 
@@ -33,17 +35,33 @@ def tiny_addp():
     weights = tiny_vit_weights()
     weights |= {f'tokenizer_norm.{kind}': torch.randn(WIDTH) for kind in ('weight', 'bias')}
     weights |= {f'decoder_blocks.0.norm1.{kind}': torch.randn(WIDTH) for kind in ('weight', 'bias')}
-    for name in ('mask_token', 'decoder_pos_embed', 'decoder_pos_embed_learned', 'pos_token_embed', 'pos_mask_embed',
-                 'decoder_pos_token_embed', 'decoder_pos_mask_embed', 'mlm_layer.bias', 'decoder_pred.weight', 'decoder_embed.bias',
-                 'token_emb.weight', 'vqgan.quantize.embedding.weight', 'token_predictor.cls_token',
-                 'token_predictor.blocks.0.attn.qkv.weight', 'token_predictor.vqgan.quantize.embedding.weight'):
+    for name in (
+        'mask_token',
+        'decoder_pos_embed',
+        'decoder_pos_embed_learned',
+        'pos_token_embed',
+        'pos_mask_embed',
+        'decoder_pos_token_embed',
+        'decoder_pos_mask_embed',
+        'mlm_layer.bias',
+        'decoder_pred.weight',
+        'decoder_embed.bias',
+        'token_emb.weight',
+        'vqgan.quantize.embedding.weight',
+        'token_predictor.cls_token',
+        'token_predictor.blocks.0.attn.qkv.weight',
+        'token_predictor.vqgan.quantize.embedding.weight',
+    ):
         weights[name] = torch.randn(3)
     return weights
 
 
 def tiny_mage():
-    weights = {name: tensor for name, tensor in tiny_addp().items()
-               if not name.startswith(('tokenizer_norm', 'token_emb', 'pos_token', 'pos_mask', 'vqgan', 'token_predictor'))}
+    weights = {
+        name: tensor
+        for name, tensor in tiny_addp().items()
+        if not name.startswith(('tokenizer_norm', 'token_emb', 'pos_token', 'pos_mask', 'vqgan', 'token_predictor'))
+    }
     return weights | {
         'token_emb.position_ids': torch.arange(257)[None],
         'token_emb.word_embeddings.weight': torch.randn(2025, WIDTH),
@@ -54,15 +72,23 @@ def tiny_mage():
 
 
 def run_tool(*args):
-    return subprocess.run([sys.executable, str(ROOT / 'tools/convert_checkpoint.py'), *map(str, args)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools/convert_checkpoint.py'), *map(str, args)], capture_output=True, text=True
+    )
 
 
 def backbone(**options):
     return ADDPViT(dict(width=WIDTH, depth=DEPTH, num_heads=2), rel_pos=False, **options)
 
 
-@pytest.mark.parametrize('wrap', [lambda w: w, lambda w: {'model': w, 'args': argparse.Namespace(lr=1.0), 'epoch': 3},
-                                  lambda w: {'state_dict': {'module.' + k: v for k, v in w.items()}}])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda w: w,
+        lambda w: {'model': w, 'args': argparse.Namespace(lr=1.0), 'epoch': 3},
+        lambda w: {'state_dict': {'module.' + k: v for k, v in w.items()}},
+    ],
+)
 def test_an_addp_checkpoint_converts_with_every_tensor_accounted_for(wrap):
     source = tiny_addp()
     report = convert_state_dict(wrap(source))
@@ -88,8 +114,12 @@ def test_every_name_and_shape_of_the_published_files_converts(kind, size):
 
 
 def test_a_mae_checkpoint_converts_and_its_positions_are_resized():
-    weights = tiny_vit_weights() | {'mask_token': torch.randn(1, 1, 16), 'decoder_pos_embed': torch.randn(1, 197, 16),
-                                    'decoder_blocks.0.norm1.weight': torch.randn(16), 'decoder_pred.bias': torch.randn(3)}
+    weights = tiny_vit_weights() | {
+        'mask_token': torch.randn(1, 1, 16),
+        'decoder_pos_embed': torch.randn(1, 197, 16),
+        'decoder_blocks.0.norm1.weight': torch.randn(16),
+        'decoder_pred.bias': torch.randn(3),
+    }
     weights['pos_embed'] = torch.randn(1, 197, WIDTH)
     report = convert_state_dict(weights)
     assert report.format == 'mae' and report.missing == []
@@ -109,7 +139,9 @@ def test_mages_encoder_brings_the_positions_and_the_norm_that_its_blocks_saw():
 
 
 def test_a_timm_vit_of_another_patch_size_is_resampled():
-    source = timm.create_model('vit_tiny_patch16_224', patch_size=32, img_size=256, embed_dim=WIDTH, depth=DEPTH, num_heads=2)
+    source = timm.create_model(
+        'vit_tiny_patch16_224', patch_size=32, img_size=256, embed_dim=WIDTH, depth=DEPTH, num_heads=2
+    )
     report = convert_state_dict(source.state_dict())
     assert report.format == 'timm' and report.missing == []
     assert report.state_dict['patch_embed.proj.weight'].shape[-1] == 16
@@ -117,10 +149,18 @@ def test_a_timm_vit_of_another_patch_size_is_resampled():
     backbone().load_state_dict(report.state_dict)
 
 
-@pytest.mark.parametrize('options, reason', [(dict(init_values=1e-5), 'LayerScale'), (dict(qk_norm=True), 'query and key norm'),
-                                             (dict(pre_norm=True), 'in front of the blocks')])
+@pytest.mark.parametrize(
+    'options, reason',
+    [
+        (dict(init_values=1e-5), 'LayerScale'),
+        (dict(qk_norm=True), 'query and key norm'),
+        (dict(pre_norm=True), 'in front of the blocks'),
+    ],
+)
 def test_a_part_that_the_backbone_has_no_place_for_is_refused_with_the_reason(options, reason):
-    source = timm.create_model('vit_tiny_patch16_224', img_size=64, embed_dim=WIDTH, depth=DEPTH, num_heads=2, **options)
+    source = timm.create_model(
+        'vit_tiny_patch16_224', img_size=64, embed_dim=WIDTH, depth=DEPTH, num_heads=2, **options
+    )
     with pytest.raises(CheckpointError, match=reason):
         convert_state_dict(source.state_dict())
 
@@ -156,7 +196,10 @@ def test_a_detectron2_pickle_converts_backbone_and_pyramid(tmp_path):
     result = run_tool(tmp_path / 'model.pkl', tmp_path / 'vit.pth')
     assert result.returncode == 0, result.stderr
     wanted = convert_state_dict(weights)
-    for got, want in ((torch.load(tmp_path / 'vit.pth'), wanted.state_dict), (torch.load(tmp_path / 'vit.neck.pth'), wanted.neck_state_dict)):
+    for got, want in (
+        (torch.load(tmp_path / 'vit.pth'), wanted.state_dict),
+        (torch.load(tmp_path / 'vit.neck.pth'), wanted.neck_state_dict),
+    ):
         assert got.keys() == want.keys()
         assert all(torch.equal(got[name], want[name]) for name in want)
 
@@ -191,12 +234,19 @@ def broken_files(folder):
     (folder / 'empty.pth').touch()
 
 
-@pytest.mark.parametrize('name, message', [
-    ('missing.pth', '1 tensors of the trunk are missing'), ('shape.pth', 'got (7,), wanted (32,)'),
-    ('truncated.pth', 'truncated or no checkpoint'), ('malicious.pth', 'is refused: reading it would execute code'),
-    ('malicious.pkl', 'is refused: reading it would execute code'), ('truncated.safetensors', 'truncated or no checkpoint'),
-    ('empty.pth', 'truncated or no checkpoint'), ('absent.pth', 'does not exist'),
-])
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('missing.pth', '1 tensors of the trunk are missing'),
+        ('shape.pth', 'got (7,), wanted (32,)'),
+        ('truncated.pth', 'truncated or no checkpoint'),
+        ('malicious.pth', 'is refused: reading it would execute code'),
+        ('malicious.pkl', 'is refused: reading it would execute code'),
+        ('truncated.safetensors', 'truncated or no checkpoint'),
+        ('empty.pth', 'truncated or no checkpoint'),
+        ('absent.pth', 'does not exist'),
+    ],
+)
 def test_a_bad_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch, name, message):
     broken_files(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -209,7 +259,10 @@ def test_a_bad_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch, nam
 
 def test_mmengines_own_checkpoints_are_read_but_their_getattr_is_not_a_loophole(tmp_path):
     buffers = {'train/loss': HistoryBuffer([1.0, 2.0], [1, 1])}
-    torch.save({'state_dict': {'w': torch.ones(1)}, 'message_hub': {'log_scalars': buffers}, 'x': np.float64(3)}, tmp_path / 'mm.pth')
+    torch.save(
+        {'state_dict': {'w': torch.ones(1)}, 'message_hub': {'log_scalars': buffers}, 'x': np.float64(3)},
+        tmp_path / 'mm.pth',
+    )
     assert read_checkpoint(tmp_path / 'mm.pth')['message_hub']['log_scalars']['train/loss'].mean() == 1.5
 
     class Loophole:

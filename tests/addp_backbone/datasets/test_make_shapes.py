@@ -47,10 +47,14 @@ def test_a_scene_is_a_function_of_its_generator() -> None:
 def test_shapes_overlap_yet_stay_visible_and_no_pixel_has_two() -> None:
     visible_share = []
     for seed in range(4):
-        scene = render_scene(np.random.default_rng(seed), 96, 96, labels=[SHAPE_CLASSES.index('circle')] * 9, size=(0.3, 0.3))
+        scene = render_scene(
+            np.random.default_rng(seed), 96, 96, labels=[SHAPE_CLASSES.index('circle')] * 9, size=(0.3, 0.3)
+        )
         assert scene.masks.sum(0).max() == 1
         assert len(scene.masks) == len(scene.labels) > 0
-        assert scene.masks.sum((1, 2)).min() > 0.95 * MIN_VISIBLE_FRACTION * 0.6 * (0.3 * 96)**2  # 0.6 of it may be within the picture
+        assert (
+            scene.masks.sum((1, 2)).min() > 0.95 * MIN_VISIBLE_FRACTION * 0.6 * (0.3 * 96) ** 2
+        )  # 0.6 of it may be within the picture
         hulls = [cv2.convexHull(np.argwhere(mask).astype(np.int32)) for mask in scene.masks]
         visible_share += [m.sum() / cv2.contourArea(hull) for m, hull in zip(scene.masks, hulls, strict=True)]
     assert max(visible_share) > 0.95 and min(visible_share) < 0.9  # a circle with a piece hidden is no longer convex
@@ -66,7 +70,9 @@ def test_a_typical_shape_has_its_classs_hue_on_a_dull_ground_and_others_do_not(l
     def distances(typical: float) -> list[float]:
         found = []
         for seed in range(8):
-            scene = render_scene(np.random.default_rng(seed), 64, 64, [label], (0.5, 0.5), spread=0.0, typical=typical, clutter=0)
+            scene = render_scene(
+                np.random.default_rng(seed), 64, 64, [label], (0.5, 0.5), spread=0.0, typical=typical, clutter=0
+            )
             hue, saturation = hue_and_saturation(scene.image[scene.masks[0]])
             difference = abs(hue - label % 5 / 5)
             found.append(min(difference, 1 - difference))
@@ -113,7 +119,12 @@ def test_every_layout_is_written(shapes_dir: Path) -> None:
 
 
 def test_two_processes_and_a_cut_run_give_the_same_files_as_one(shapes_dir: Path, tmp_path: Path) -> None:
-    for name in ('settings.json', 'images/val/000000.png', 'annotations/val/000000.png', '.records/scenes/val/000000.json'):
+    for name in (
+        'settings.json',
+        'images/val/000000.png',
+        'annotations/val/000000.png',
+        '.records/scenes/val/000000.json',
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((shapes_dir / name).read_bytes())
     (tmp_path / 'images/val/000001.png').write_bytes(b'half a pict')  # without its record: not finished
@@ -136,7 +147,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize('size', ['abc', '3x', 'x3', '4x4x4', '-5'])
-def test_a_size_that_is_none_is_refused_with_an_example(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_size_that_is_none_is_refused_with_an_example(
+    size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match='2'):
         MAIN([str(tmp_path / 'out'), f'--size={size}'])
     assert '480x360' in capsys.readouterr().err

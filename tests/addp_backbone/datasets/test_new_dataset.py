@@ -29,10 +29,22 @@ Coco = dict[str, Any]
 
 # Detection
 
+
 def det_args(root: Path, out: Path, *more: str) -> list[str]:
-    return ['det', '--out', str(out), '--train-json', str(root / 'annotations/instances_train2017.json'), '--train-images',
-            str(root / 'train2017'), '--val-json', str(root / 'annotations/instances_val2017.json'), '--val-images',
-            str(root / 'val2017'), *more]
+    return [
+        'det',
+        '--out',
+        str(out),
+        '--train-json',
+        str(root / 'annotations/instances_train2017.json'),
+        '--train-images',
+        str(root / 'train2017'),
+        '--val-json',
+        str(root / 'annotations/instances_val2017.json'),
+        '--val-images',
+        str(root / 'val2017'),
+        *more,
+    ]
 
 
 def load_train(root: Path) -> Coco:
@@ -78,17 +90,32 @@ BAD_RECORDS = {  # change, level, kind, what the finding must name
     'box of three': (set_key('bbox', [5, 5, 4]), 'error', 'box malformed', 'annotation 2'),
     'box of NaN': (set_key('bbox', [5, 5, float('nan'), 4]), 'error', 'box malformed', 'annotation 2'),
     'box elsewhere': (set_key('bbox', [64, 5, 9, 9]), 'error', 'box outside the image', 'annotation 2'),
-    'box x1y1x2y2': (set_key('bbox', [30, 30, 50, 40]), 'warning', 'box partly outside the image', 'is it [x1, y1, x2, y2]?'),
+    'box x1y1x2y2': (
+        set_key('bbox', [30, 30, 50, 40]),
+        'warning',
+        'box partly outside the image',
+        'is it [x1, y1, x2, y2]?',
+    ),
     'tiny box': (set_key('bbox', [5, 5, 0.5, 9]), 'warning', 'box too small', 'annotation 2'),
     'no mask': (set_key('segmentation', []), 'error', 'box without mask', 'annotation 2'),
     'polygon of two': (set_key('segmentation', [[1, 1, 2, 2]]), 'error', 'mask malformed', 'annotation 2'),
-    'RLE of another size': (set_key('segmentation', {'size': [9, 9], 'counts': 'a'}), 'error', 'mask malformed', '[48, 64]'),
+    'RLE of another size': (
+        set_key('segmentation', {'size': [9, 9], 'counts': 'a'}),
+        'error',
+        'mask malformed',
+        '[48, 64]',
+    ),
     'no area': (lambda content: content['annotations'][1].pop('area'), 'error', 'key missing', 'annotations[1]'),
     'no width': (lambda content: content['images'][1].pop('width'), 'error', 'key missing', 'images[1]'),
     'no file': (set_key('file_name', 'gone.jpg', 'images'), 'error', 'image missing', 'gone.jpg: image 2'),
     'wrong size': (set_key('width', 65, 'images'), 'error', 'image size differs', 'file 64 x 48, JSON 65 x 48'),
     'no images': (lambda content: content.pop('images'), 'error', 'annotation file cannot be used', "'images'"),
-    'unused class': (lambda content: content['categories'].append({'id': 4, 'name': 'cone'}), 'warning', 'class without boxes', 'cone'),
+    'unused class': (
+        lambda content: content['categories'].append({'id': 4, 'name': 'cone'}),
+        'warning',
+        'class without boxes',
+        'cone',
+    ),
 }
 
 
@@ -113,10 +140,14 @@ def test_unreadable_images_are_found(tiny_coco: Path, tmp_path: Path) -> None:
         exif[0x0112] = 6  # shown turned by 90 degrees
         image.save(tmp_path / names[2], exif=exif)
     findings = Findings()
-    check_detection([DetectionSplit('train', tiny_coco / 'annotations/instances_train2017.json', tmp_path)], findings, num_workers=2)
+    check_detection(
+        [DetectionSplit('train', tiny_coco / 'annotations/instances_train2017.json', tmp_path)], findings, num_workers=2
+    )
     errors = {Path(e.file).name: e.detail for e in findings.entries if e.level == 'error'}
     assert sorted(errors) == names[:3]
-    assert 'truncated' in errors[names[0]].lower() and errors[names[1]] == 'is not an image' and 'EXIF' in errors[names[2]]
+    assert (
+        'truncated' in errors[names[0]].lower() and errors[names[1]] == 'is not an image' and 'EXIF' in errors[names[2]]
+    )
 
 
 def test_train_and_val_must_agree_and_not_overlap(tiny_coco: Path, tmp_path: Path) -> None:
@@ -124,13 +155,20 @@ def test_train_and_val_must_agree_and_not_overlap(tiny_coco: Path, tmp_path: Pat
     content['categories'].reverse()
     (tmp_path / 'val.json').write_text(json.dumps(content))
     findings = Findings()
-    check_detection([DetectionSplit('train', tiny_coco / 'annotations/instances_train2017.json', tiny_coco / 'train2017'),
-                     DetectionSplit('val', tmp_path / 'val.json', tiny_coco / 'train2017')], findings)
+    check_detection(
+        [
+            DetectionSplit('train', tiny_coco / 'annotations/instances_train2017.json', tiny_coco / 'train2017'),
+            DetectionSplit('val', tmp_path / 'val.json', tiny_coco / 'train2017'),
+        ],
+        findings,
+    )
     kinds = [entry.kind for entry in findings.entries]
     assert kinds.count('categories differ') == 1 and kinds.count('image in train and val') == 6
 
 
-def test_the_detection_leaf_loads_elsewhere_and_its_data_come_out_of_the_pipeline(tiny_coco: Path, tmp_path: Path) -> None:
+def test_the_detection_leaf_loads_elsewhere_and_its_data_come_out_of_the_pipeline(
+    tiny_coco: Path, tmp_path: Path
+) -> None:
     out = tmp_path / 'deep' / 'shapes.py'
     assert MAIN(det_args(tiny_coco, out, *DET_BASE)) == 0
     config = Config.fromfile(out)
@@ -138,6 +176,7 @@ def test_the_detection_leaf_loads_elsewhere_and_its_data_come_out_of_the_pipelin
     assert config.val_evaluator.ann_file == config.test_evaluator.ann_file
     with DefaultScope.overwrite_default_scope('mmdet'):
         from mmdet.registry import DATASETS
+
         dataset = DATASETS.build(config.train_dataloader.dataset)
         assert dataset.metainfo['classes'] == SHAPES and len(dataset.metainfo['palette']) == 3
         item = dataset[0]
@@ -155,8 +194,9 @@ def test_every_box_and_mask_head_gets_the_number_of_classes(base: str, tiny_coco
 
 
 @pytest.mark.parametrize('base', ['addp_base_maskrcnn.py', 'addp_tiny_maskrcnn.py', 'addp_base_cascade.py'])
-def test_boxes_without_masks_choose_faster_rcnn_and_say_so(base: str, tiny_coco: Path, tmp_path: Path,
-                                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_without_masks_choose_faster_rcnn_and_say_so(
+    base: str, tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / 'boxes'
     (root / 'annotations').mkdir(parents=True)
     for split in ('train2017', 'val2017'):
@@ -172,11 +212,14 @@ def test_boxes_without_masks_choose_faster_rcnn_and_say_so(base: str, tiny_coco:
     assert config.val_evaluator.metric == config.test_evaluator.metric == 'bbox'
     with DefaultScope.overwrite_default_scope('mmdet'):
         from mmdet.registry import DATASETS
+
         sample = DATASETS.build(config.train_dataloader.dataset)[0]['data_samples']
         assert len(sample.gt_instances.bboxes) > 0 and 'masks' not in sample.gt_instances
 
 
-def test_errors_write_nothing_and_existing_configs_are_kept(tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_write_nothing_and_existing_configs_are_kept(
+    tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = det_args(tiny_coco, tmp_path / 'leaf.py', *DET_BASE)
     args[args.index('--val-images') + 1] = str(tmp_path)
     assert MAIN(args) == 1
@@ -189,8 +232,12 @@ def test_errors_write_nothing_and_existing_configs_are_kept(tiny_coco: Path, tmp
     assert (tmp_path / 'leaf.py').read_text() == 'mine'
 
 
-def test_a_base_of_the_other_task_is_refused_in_one_line(tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert MAIN(det_args(tiny_coco, tmp_path / 'leaf.py', '--base', str(ROOT / 'seg_configs/addp_base_upernet.py'))) == 1
+def test_a_base_of_the_other_task_is_refused_in_one_line(
+    tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        MAIN(det_args(tiny_coco, tmp_path / 'leaf.py', '--base', str(ROOT / 'seg_configs/addp_base_upernet.py'))) == 1
+    )
     assert 'has no model.roi_head' in capsys.readouterr().err.splitlines()[-1]
     assert MAIN(det_args(tiny_coco, tmp_path / 'leaf.py', '--base', 'nowhere.py')) == 1
     assert 'cannot be loaded' in capsys.readouterr().err.splitlines()[-1]
@@ -198,12 +245,26 @@ def test_a_base_of_the_other_task_is_refused_in_one_line(tiny_coco: Path, tmp_pa
 
 # Segmentation
 
+
 def seg_args(root: Path, out: Path, classes: list[str], *more: str) -> list[str]:
     file = out.parent / 'classes.txt'
     file.write_text('\n'.join(classes) + '\n')
-    return ['seg', '--out', str(out), '--classes', str(file), '--train-images', str(root / 'images/training'), '--train-masks',
-            str(root / 'annotations/training'), '--val-images', str(root / 'images/validation'), '--val-masks',
-            str(root / 'annotations/validation'), *more]
+    return [
+        'seg',
+        '--out',
+        str(out),
+        '--classes',
+        str(file),
+        '--train-images',
+        str(root / 'images/training'),
+        '--train-masks',
+        str(root / 'annotations/training'),
+        '--val-images',
+        str(root / 'images/validation'),
+        '--val-masks',
+        str(root / 'annotations/validation'),
+        *more,
+    ]
 
 
 def mask_folder(tmp_path: Path, tiny_ade: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
@@ -223,13 +284,15 @@ def check_masks(tiny_ade: Path, masks: Path, num_classes: int = 4, void: str = '
 
 
 def test_the_segmentation_leaf_loads_elsewhere_and_its_data_come_out_of_the_pipeline(
-        tiny_ade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_ade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert MAIN(seg_args(tiny_ade, tmp_path / 'leaf.py', ['background', *SHAPES], *SEG_BASE)) == 0
     assert 'void: 0 in the masks' in capsys.readouterr().out
     config = Config.fromfile(tmp_path / 'leaf.py')
     assert config.model.decode_head.num_classes == config.model.auxiliary_head.num_classes == 4
     with DefaultScope.overwrite_default_scope('mmseg'):
         from mmseg.registry import DATASETS
+
         dataset = DATASETS.build(config.val_dataloader.dataset)
         assert len(dataset) == 5 and dataset.metainfo['classes'] == ['background', *SHAPES]
         values = np.unique(dataset[0]['data_samples'].gt_sem_seg.data)
@@ -247,28 +310,47 @@ def test_void_255_with_classes_from_zero_is_recognised_and_written(tiny_ade: Pat
     config = Config.fromfile(tmp_path / 'leaf.py')
     with DefaultScope.overwrite_default_scope('mmseg'):
         from mmseg.registry import DATASETS
+
         labels = DATASETS.build(config.val_dataloader.dataset)[0]['data_samples'].gt_sem_seg.data
         original = np.array(Image.open(sorted((tiny_ade / 'annotations/training').iterdir())[0]))
         assert np.array_equal(labels[0].numpy(), original - np.uint8(1))
 
 
-@pytest.mark.parametrize(('change', 'num_classes', 'level', 'kind', 'named'), [
-    (lambda m: np.where(m == 2, 9, m).astype(np.uint8), 4, 'error', 'ids outside the classes', 'wanted 1 to 4, void 0'),
-    (lambda m: np.clip(m, 1, 3), 4, 'error', 'void convention unclear', '--void zero'),
-    (lambda m: np.clip(m, 0, 2), 4, 'warning', 'void convention guessed', 'the largest value is 2'),
-    (lambda m: np.stack([m] * 3, -1), 4, 'error', 'mask unusable', 'mode RGB'),
-    (lambda m: m[:-1], 4, 'error', 'mask size differs', 'mask 64 x 47, image 64 x 48'),
-    (lambda m: np.where(m == 4, 1, m).astype(np.uint16) * 200, 4, 'error', 'ids outside the classes', '200 ('),
-])
-def test_a_bad_mask_is_found(change: Callable[[np.ndarray], np.ndarray], num_classes: int, level: str, kind: str, named: str,
-                             tiny_ade: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ('change', 'num_classes', 'level', 'kind', 'named'),
+    [
+        (
+            lambda m: np.where(m == 2, 9, m).astype(np.uint8),
+            4,
+            'error',
+            'ids outside the classes',
+            'wanted 1 to 4, void 0',
+        ),
+        (lambda m: np.clip(m, 1, 3), 4, 'error', 'void convention unclear', '--void zero'),
+        (lambda m: np.clip(m, 0, 2), 4, 'warning', 'void convention guessed', 'the largest value is 2'),
+        (lambda m: np.stack([m] * 3, -1), 4, 'error', 'mask unusable', 'mode RGB'),
+        (lambda m: m[:-1], 4, 'error', 'mask size differs', 'mask 64 x 47, image 64 x 48'),
+        (lambda m: np.where(m == 4, 1, m).astype(np.uint16) * 200, 4, 'error', 'ids outside the classes', '200 ('),
+    ],
+)
+def test_a_bad_mask_is_found(
+    change: Callable[[np.ndarray], np.ndarray],
+    num_classes: int,
+    level: str,
+    kind: str,
+    named: str,
+    tiny_ade: Path,
+    tmp_path: Path,
+) -> None:
     _, findings = check_masks(tiny_ade, mask_folder(tmp_path, tiny_ade, change), num_classes)
     found = [entry for entry in findings.entries if entry.kind == kind]
     assert found and found[0].level == level, findings.entries
     assert named in str(found[0]) and str(tmp_path) in str(found[0])
 
 
-def test_a_void_option_overrules_and_all_void_masks_and_absent_classes_are_warned_of(tiny_ade: Path, tmp_path: Path) -> None:
+def test_a_void_option_overrules_and_all_void_masks_and_absent_classes_are_warned_of(
+    tiny_ade: Path, tmp_path: Path
+) -> None:
     masks = mask_folder(tmp_path, tiny_ade, lambda mask: mask * np.uint8(0))
     void, findings = check_masks(tiny_ade, masks, void='zero')
     assert void == 'zero' and findings.num_errors == 0
@@ -280,7 +362,10 @@ def test_missing_and_stray_masks_and_mixed_endings_are_found(tiny_ade: Path, tmp
     masks = mask_folder(tmp_path, tiny_ade, lambda mask: mask)
     (masks / '0001.png').rename(masks / 'other.png')
     _, findings = check_masks(tiny_ade, masks)
-    assert {(e.kind, Path(e.file).name) for e in findings.entries} == {('mask missing', '0001.png'), ('mask without image', 'other.png')}
+    assert {(e.kind, Path(e.file).name) for e in findings.entries} == {
+        ('mask missing', '0001.png'),
+        ('mask without image', 'other.png'),
+    }
     images = tmp_path / 'images'
     images.mkdir()
     for name in ('a.jpg', 'b.PNG'):
@@ -290,8 +375,14 @@ def test_missing_and_stray_masks_and_mixed_endings_are_found(tiny_ade: Path, tmp
     assert {'images with several endings', 'folder missing'} <= {entry.kind for entry in findings.entries}
 
 
-@pytest.mark.parametrize(('text', 'expected'), [('sky\n\nroad\n', ['sky', 'road']), ('["sky", "road"]', ['sky', 'road']),
-                                                ('{"classes": ["sky", "road"], "palette": [[1, 2, 3], [4, 5, 6]]}', ['sky', 'road'])])
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('sky\n\nroad\n', ['sky', 'road']),
+        ('["sky", "road"]', ['sky', 'road']),
+        ('{"classes": ["sky", "road"], "palette": [[1, 2, 3], [4, 5, 6]]}', ['sky', 'road']),
+    ],
+)
 def test_class_lists_come_as_text_or_json(text: str, expected: list[str], tmp_path: Path) -> None:
     file = tmp_path / ('classes.json' if text[0] in '[{' else 'classes.txt')
     file.write_text(text)
@@ -300,7 +391,9 @@ def test_class_lists_come_as_text_or_json(text: str, expected: list[str], tmp_pa
     assert palette == ([[1, 2, 3], [4, 5, 6]] if 'palette' in text else None)
 
 
-@pytest.mark.parametrize(('text', 'message'), [('sky\nsky', 'occur twice'), ('sky', '1 classes'), ('', 'one class name a line')])
+@pytest.mark.parametrize(
+    ('text', 'message'), [('sky\nsky', 'occur twice'), ('sky', '1 classes'), ('', 'one class name a line')]
+)
 def test_a_bad_class_list_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / 'classes.txt').write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -33,7 +33,9 @@ def test_the_detection_configs_evaluate_with_the_fast_metric() -> None:
 
 
 @pytest.mark.parametrize('seed', [0, 1])
-def test_fast_metric_equals_pycocotools_on_random_boxes_and_masks_with_crowds_and_all_areas(tmp_path: Path, seed: int) -> None:
+def test_fast_metric_equals_pycocotools_on_random_boxes_and_masks_with_crowds_and_all_areas(
+    tmp_path: Path, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     annotations = _write_ground_truth(tmp_path / 'gt.json', rng)
     samples = [_random_detections(rng, image_id, annotations) for image_id in range(1, NUM_IMAGES + 1)]
@@ -96,7 +98,9 @@ def test_results_that_shall_be_written_are_written_with_the_same_figures(tmp_pat
 
 
 def _evaluate(kind: str, ann_file: Path, samples: list[dict[str, Any]], **options: Any) -> dict[str, float]:
-    metric: CocoMetric = METRICS.build(dict(type=kind, ann_file=str(ann_file), metric=['bbox', 'segm'], classwise=True, **options))
+    metric: CocoMetric = METRICS.build(
+        dict(type=kind, ann_file=str(ann_file), metric=['bbox', 'segm'], classwise=True, **options)
+    )
     metric.dataset_meta = dict(classes=CLASSES)
     metric.process({}, samples)
     return metric.evaluate(size=len(samples))
@@ -109,10 +113,17 @@ def _write_ground_truth(path: Path, rng: np.random.Generator) -> list[dict[str, 
             mask = _random_mask(rng)
             crowd = len(annotations) % 7 == 3
             rle = mask_codec.encode(np.asfortranarray(mask))
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=image_id, category_id=int(rng.choice(CATEGORY_IDS)), iscrowd=int(crowd),
-                bbox=[float(v) for v in mask_codec.toBbox(rle)], area=float(mask_codec.area(rle)),
-                segmentation=dict(size=rle['size'], counts=rle['counts'].decode())))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=int(rng.choice(CATEGORY_IDS)),
+                    iscrowd=int(crowd),
+                    bbox=[float(v) for v in mask_codec.toBbox(rle)],
+                    area=float(mask_codec.area(rle)),
+                    segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
+                )
+            )
     images = [dict(id=i, file_name=f'{i}.jpg', height=HEIGHT_PX, width=WIDTH_PX) for i in range(1, NUM_IMAGES + 1)]
     categories = [dict(id=i, name=name) for i, name in zip(CATEGORY_IDS, CLASSES, strict=True)]
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)), encoding='utf-8')
@@ -124,11 +135,18 @@ def _random_mask(rng: np.random.Generator) -> np.ndarray:
     height, width = (int(side) for side in rng.integers(10, 150, 2))
     y, x = int(rng.integers(0, HEIGHT_PX - height)), int(rng.integers(0, WIDTH_PX - width))
     rows, columns = np.ogrid[:HEIGHT_PX, :WIDTH_PX]
-    return (((rows - y - height / 2) / (height / 2))**2 + ((columns - x - width / 2) / (width / 2))**2 <= 1).astype(np.uint8)
+    return (((rows - y - height / 2) / (height / 2)) ** 2 + ((columns - x - width / 2) / (width / 2)) ** 2 <= 1).astype(
+        np.uint8
+    )
 
 
-def _random_detections(rng: np.random.Generator, image_id: int, annotations: list[dict[str, Any]], share_found: float = 0.7,
-                       num_wrong: int = 5) -> dict[str, Any]:
+def _random_detections(
+    rng: np.random.Generator,
+    image_id: int,
+    annotations: list[dict[str, Any]],
+    share_found: float = 0.7,
+    num_wrong: int = 5,
+) -> dict[str, Any]:
     """Shifted copies of most objects (some twice, some with a wrong label), and some detections of nothing."""
     masks, labels = [], []
     for record in annotations:
@@ -144,6 +162,10 @@ def _random_detections(rng: np.random.Generator, image_id: int, annotations: lis
     boxes = [mask_codec.toBbox(mask_codec.encode(np.asfortranarray(mask))) for mask in masks]
     xywh = torch.tensor(np.array(boxes, dtype=np.float32).reshape(-1, 4))
     scores = torch.tensor(rng.integers(1, 100, len(labels)) / 100, dtype=torch.float32)  # ties occur
-    predictions = dict(bboxes=torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1), scores=scores,
-                       labels=torch.tensor(labels, dtype=torch.int64), masks=torch.from_numpy(stacked).bool())
+    predictions = dict(
+        bboxes=torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), dim=1),
+        scores=scores,
+        labels=torch.tensor(labels, dtype=torch.int64),
+        masks=torch.from_numpy(stacked).bool(),
+    )
     return dict(img_id=image_id, ori_shape=(HEIGHT_PX, WIDTH_PX), pred_instances=predictions)

@@ -33,14 +33,22 @@ def _mmdet_scope() -> None:
     init_default_scope('mmdet')
 
 
-def stock_pipeline(size: tuple[int, int] = SIZE, ratios: tuple[float, float] = RATIOS, with_mask: bool = True) -> Compose:
-    return Compose([
-        dict(type='SeedAugmentation'),
-        dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
-        dict(type='RandomFlip', prob=0.5),
-        dict(type='RandomResize', scale=size, ratio_range=ratios, keep_ratio=True),
-        dict(type='RandomCrop', crop_type='absolute', crop_size=size, recompute_bbox=True, allow_negative_crop=True),
-        dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False), PackDetInputs()])
+def stock_pipeline(
+    size: tuple[int, int] = SIZE, ratios: tuple[float, float] = RATIOS, with_mask: bool = True
+) -> Compose:
+    return Compose(
+        [
+            dict(type='SeedAugmentation'),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='RandomResize', scale=size, ratio_range=ratios, keep_ratio=True),
+            dict(
+                type='RandomCrop', crop_type='absolute', crop_size=size, recompute_bbox=True, allow_negative_crop=True
+            ),
+            dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2), keep_empty=False),
+            PackDetInputs(),
+        ]
+    )
 
 
 def our_pipeline(size: tuple[int, int] = SIZE, ratios: tuple[float, float] = RATIOS, with_mask: bool = True) -> Compose:
@@ -104,10 +112,17 @@ def test_it_equals_mmdets_steps_with_polygons_rles_crowds_and_empty_images(with_
 
 
 def test_it_equals_mmdets_steps_on_photographs_at_1024_px(shared_dir: Path) -> None:
-    dataset = dict(type='CocoDataset', data_root=str(shared_dir / 'data' / 'camvid'), ann_file='instances_train.json',
-                   data_prefix=dict(img='images/train/'), metainfo=dict(classes=('Car', 'Pedestrian', 'Bicyclist', 'SignSymbol')),
-                   indices=3, pipeline=[dict(type='LoadImageFromFile')])
+    dataset = dict(
+        type='CocoDataset',
+        data_root=str(shared_dir / 'data' / 'camvid'),
+        ann_file='instances_train.json',
+        data_prefix=dict(img='images/train/'),
+        metainfo=dict(classes=('Car', 'Pedestrian', 'Bicyclist', 'SignSymbol')),
+        indices=3,
+        pipeline=[dict(type='LoadImageFromFile')],
+    )
     from mmdet.datasets import CocoDataset
+
     photographs = CocoDataset(**{key: value for key, value in dataset.items() if key != 'type'})
     stock, ours = (make((1024, 1024), (0.1, 2.0)) for make in (stock_pipeline, our_pipeline))
     for index in range(3):
@@ -121,21 +136,30 @@ def test_what_it_draws_follows_from_the_samples_seed_alone() -> None:
     for seed in (3, 4, 3):
         images.append(pipeline(dict(random_sample(1), sample_idx=SampleIndex(0, seed)))['inputs'])
         np.random.random_sample(7)
-    assert torch.equal(images[0], images[2]) and not (images[0].shape == images[1].shape and torch.equal(images[0], images[1]))
+    assert torch.equal(images[0], images[2]) and not (
+        images[0].shape == images[1].shape and torch.equal(images[0], images[1])
+    )
 
 
 def test_a_polygon_is_drawn_as_pycocotools_draws_it_on_the_whole_image() -> None:
     rng = np.random.default_rng(0)
     for _ in range(400):
         height, width = (int(side) for side in rng.integers(1, 60, 2))
-        polygons = [rng.uniform(-10, (width + 10, height + 10), (int(rng.integers(3, 8)), 2)).round(int(rng.integers(3))).reshape(-1).tolist()
-                    for _ in range(int(rng.integers(1, 3)))]
+        polygons = [
+            rng.uniform(-10, (width + 10, height + 10), (int(rng.integers(3, 8)), 2))
+            .round(int(rng.integers(3)))
+            .reshape(-1)
+            .tolist()
+            for _ in range(int(rng.integers(1, 3)))
+        ]
         decoded = decode_segmentation(polygons, height, width)
         assert decoded is not None
         pixels, x, y = decoded
         image = np.zeros((height, width), dtype=np.uint8)
-        image[y:y + pixels.shape[0], x:x + pixels.shape[1]] = pixels
-        assert np.array_equal(image, mask_codec.decode(mask_codec.merge(mask_codec.frPyObjects(polygons, height, width))))
+        image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        assert np.array_equal(
+            image, mask_codec.decode(mask_codec.merge(mask_codec.frPyObjects(polygons, height, width)))
+        )
 
 
 def test_objects_without_a_segmentation_are_refused_with_the_remedy() -> None:
@@ -158,7 +182,9 @@ def boxed_and_bitmaps() -> tuple[BoxedMasks, BitmapMasks]:
     return boxed, BitmapMasks(boxed.masks, 24, 40)
 
 
-@pytest.mark.parametrize('index', [2, slice(1, 3), np.array([3, 0]), np.array([True, False, False, True]), np.array([], dtype=np.int64)])
+@pytest.mark.parametrize(
+    'index', [2, slice(1, 3), np.array([3, 0]), np.array([True, False, False, True]), np.array([], dtype=np.int64)]
+)
 def test_boxed_masks_are_chosen_as_bitmaps_are(index: Any) -> None:
     boxed, bitmaps = boxed_and_bitmaps()
     assert isinstance(boxed[index], BoxedMasks) and np.array_equal(boxed[index].masks, bitmaps[index].masks)
@@ -183,12 +209,18 @@ def test_mask_targets_are_those_of_bitmaps() -> None:
     corners = np.sort(rng.uniform(0, 1, (200, 2, 2)).astype(np.float32), axis=1) * np.array([40, 24], np.float32)
     boxes, owners = corners.reshape(-1, 4), rng.integers(0, 4, 200)
     for target in (boxes, torch.from_numpy(boxes)):
-        soft, wanted = (masks.crop_and_resize(target, (7, 9), owners, binarize=False).masks for masks in (boxed, bitmaps))
+        soft, wanted = (
+            masks.crop_and_resize(target, (7, 9), owners, binarize=False).masks for masks in (boxed, bitmaps)
+        )
         np.testing.assert_allclose(soft, wanted, rtol=0, atol=1e-4)
     hard, wanted = (masks.crop_and_resize(boxes, (7, 9), owners).masks for masks in (boxed, bitmaps))
     assert hard.dtype == wanted.dtype == bool and (hard != wanted).mean() < 1e-3
     assert 0.1 < wanted.mean() < 0.9
-    assert len(boxed.crop_and_resize(boxes[:0], (7, 9), owners[:0])) == len(boxed[:0].crop_and_resize(boxes[:0], (7, 9), owners[:0])) == 0
+    assert (
+        len(boxed.crop_and_resize(boxes[:0], (7, 9), owners[:0]))
+        == len(boxed[:0].crop_and_resize(boxes[:0], (7, 9), owners[:0]))
+        == 0
+    )
 
 
 def test_a_sample_goes_to_another_process_with_its_objects_pixels_only() -> None:

@@ -31,9 +31,16 @@ def attend(q, k, v):
 @pytest.fixture(params=['rows of a head', 'a head', 'four of six heads', 'all heads'])
 def set_block(request, monkeypatch):
     """Sets a block's size for a dtype."""
+
     def set_(dtype):
-        numbers = {'rows of a head': 5 * TOKENS, 'a head': TOKENS**2, 'four of six heads': 4 * TOKENS**2, 'all heads': 6 * TOKENS**2}
+        numbers = {
+            'rows of a head': 5 * TOKENS,
+            'a head': TOKENS**2,
+            'four of six heads': 4 * TOKENS**2,
+            'all heads': 6 * TOKENS**2,
+        }
         monkeypatch.setattr(module, '_BLOCK', numbers[request.param] * dtype.itemsize)
+
     return set_
 
 

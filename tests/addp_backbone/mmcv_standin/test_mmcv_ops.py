@@ -49,8 +49,15 @@ def brute_force_roi_align(features, rois, size, scale, samples):
         for feature in features[int(image)]:
             for row in range(size):
                 for column in range(size):
-                    points = [bilinear(feature, y1 + (row + (i + 0.5) / samples) * bin_h, x1 + (column + (j + 0.5) / samples) * bin_w)
-                              for i in range(samples) for j in range(samples)]
+                    points = [
+                        bilinear(
+                            feature,
+                            y1 + (row + (i + 0.5) / samples) * bin_h,
+                            x1 + (column + (j + 0.5) / samples) * bin_w,
+                        )
+                        for i in range(samples)
+                        for j in range(samples)
+                    ]
                     out.append(torch.stack(points).mean())
     return torch.stack(out).reshape(len(rois), features.shape[1], size, size)
 
@@ -69,7 +76,9 @@ def test_nms_equals_brute_force(threshold):
 
 def test_batched_nms_keeps_overlapping_boxes_of_different_classes():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10.5], [0, 0, 10, 10]])
-    _, kept = batched_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), dict(type='nms', iou_threshold=0.5))
+    _, kept = batched_nms(
+        boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), dict(type='nms', iou_threshold=0.5)
+    )
     assert kept.tolist() == [0, 2]
 
 
@@ -121,13 +130,16 @@ def test_every_other_op_names_itself_and_the_way_to_compile_it():
 def test_compiled_ops_are_found_before_the_stand_in(tmp_path):
     """A real module called ``mmcv._ext`` on mmcv's path stands for compiled ops."""
     (tmp_path / '_ext.py').write_text('compiled = True\n')
-    code = (f'import mmcv; mmcv.__path__.insert(0, {str(tmp_path)!r}); import addp_backbone.mmcv_standin.finder as f; f.install(); '
-            'import mmcv._ext as e; print(e.compiled)')
+    code = (
+        f'import mmcv; mmcv.__path__.insert(0, {str(tmp_path)!r}); import addp_backbone.mmcv_standin.finder as f; f.install(); '
+        'import mmcv._ext as e; print(e.compiled)'
+    )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'True\n'
 
 
 def test_the_stand_in_is_installed_once_and_answers_for_nothing_else():
     import addp_backbone.mmcv_standin.finder as finder
+
     finder.install()
     assert sum(type(f).__name__ == 'StandInFinder' for f in sys.meta_path) == 1
     assert StandInFinder().find_spec('mmcv.other') is None

@@ -54,8 +54,11 @@ def golden_run(request, golden_report, golden_outputs):
     neck = SimpleFeaturePyramid(config['embed_dim'], config['out_channels'])
     vit.load_state_dict(golden_report.state_dict)
     neck.load_state_dict(golden_report.neck_state_dict)
-    outputs = {name.removeprefix(request.param + '.'): value for name, value in golden_outputs.items()
-               if name.startswith(request.param)}
+    outputs = {
+        name.removeprefix(request.param + '.'): value
+        for name, value in golden_outputs.items()
+        if name.startswith(request.param)
+    }
     (feat,) = vit(outputs['image'])
     pyramid = neck((feat,))
     loss = sum(level.square().mean() for level in pyramid)
@@ -77,7 +80,9 @@ def test_the_loss_equals_detectron2(golden_run):
 
 
 def test_every_gradient_equals_detectron2(golden_run):
-    grads = {name.removeprefix('grad.net.'): grad for name, grad in golden_run['wanted'].items() if name.startswith('grad.')}
+    grads = {
+        name.removeprefix('grad.net.'): grad for name, grad in golden_run['wanted'].items() if name.startswith('grad.')
+    }
     assert len(grads) == 5
     for name, wanted in grads.items():
         wanted = wanted[:, 1:] if name == 'pos_embed' else wanted  # detectron2 keeps the entry of cls
@@ -86,16 +91,30 @@ def test_every_gradient_equals_detectron2(golden_run):
 
 def test_the_backbone_equals_hf_vitdet():
     from transformers import VitDetBackbone, VitDetConfig
-    config = VitDetConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=64, pretrain_image_size=64,
-                          patch_size=16, window_size=3, window_block_indices=[0, 2], residual_block_indices=[],
-                          use_relative_position_embeddings=True, use_absolute_position_embeddings=True, drop_path_rate=0.0)
+
+    config = VitDetConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=64,
+        pretrain_image_size=64,
+        patch_size=16,
+        window_size=3,
+        window_block_indices=[0, 2],
+        residual_block_indices=[],
+        use_relative_position_embeddings=True,
+        use_absolute_position_embeddings=True,
+        drop_path_rate=0.0,
+    )
     theirs = VitDetBackbone(config).eval()
     ours = small_vit()
     assert ours.global_attn_indices == (1, 3)
     renamed = {}
     for name, tensor in ours.state_dict().items():
         name = name.replace('blocks.', 'encoder.layer.').replace('.attn.', '.attention.')
-        name = name.replace('patch_embed.proj', 'embeddings.projection').replace('pos_embed', 'embeddings.position_embeddings')
+        name = name.replace('patch_embed.proj', 'embeddings.projection').replace(
+            'pos_embed', 'embeddings.position_embeddings'
+        )
         if name == 'embeddings.position_embeddings':
             tensor = torch.cat((torch.zeros(1, 1, 32), tensor), dim=1)
         renamed[name] = tensor
@@ -107,8 +126,16 @@ def test_the_backbone_equals_hf_vitdet():
 
 
 def test_without_windows_and_relative_positions_it_equals_a_timm_vit():
-    theirs = timm.create_model('vit_base_patch16_224', img_size=64, embed_dim=32, depth=4, num_heads=2, class_token=False,
-                               global_pool='avg', pos_embed='learn').eval()
+    theirs = timm.create_model(
+        'vit_base_patch16_224',
+        img_size=64,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        class_token=False,
+        global_pool='avg',
+        pos_embed='learn',
+    ).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     ours = small_vit(window_size=0, rel_pos=False, out_indices=(1, 3))
@@ -127,13 +154,21 @@ def test_attention_equals_a_loop_over_pairs_of_places():
     grid, num_tokens = (2, 3), 6
     x = torch.randn(1, num_tokens, 32, dtype=torch.double)
     q, k, v = attention.qkv(x).reshape(num_tokens, 3, 2, 16).unbind(1)
-    table_h, table_w = (relative_positions(table, size) for table, size in
-                        zip((attention.rel_pos_h, attention.rel_pos_w), grid, strict=True))
+    table_h, table_w = (
+        relative_positions(table, size)
+        for table, size in zip((attention.rel_pos_h, attention.rel_pos_w), grid, strict=True)
+    )
     out = torch.zeros(num_tokens, 2, 16, dtype=torch.double)
     for head in range(2):
         for i in range(num_tokens):
-            logits = torch.stack([q[i, head] @ k[j, head] / 4 + q[i, head] @ table_h[i // 3, j // 3]
-                                  + q[i, head] @ table_w[i % 3, j % 3] for j in range(num_tokens)])
+            logits = torch.stack(
+                [
+                    q[i, head] @ k[j, head] / 4
+                    + q[i, head] @ table_h[i // 3, j // 3]
+                    + q[i, head] @ table_w[i % 3, j % 3]
+                    for j in range(num_tokens)
+                ]
+            )
             out[i, head] = logits.softmax(0) @ v[:, head]
     wanted = attention.proj(out.reshape(1, num_tokens, 32))
     torch.testing.assert_close(attention(x, grid), wanted)
@@ -169,7 +204,9 @@ def test_no_tensor_of_pairs_of_places_is_made_at_1024_px():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor))])
+            largest = max(
+                [largest, *(tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor))]
+            )
             return out
 
     vit = small_vit(arch=dict(width=8, depth=1, num_heads=1), window_size=0)
@@ -207,14 +244,17 @@ def test_a_size_that_is_no_multiple_of_the_patch_names_the_option_that_mends_it(
         small_vit()(torch.randn(1, 3, 48, 50))
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(out_indices=(4,)), 'out_indices must be ascending block indices in'),
-    (dict(global_attn_indices='all'), "global_attn_indices must be 'auto'"),
-    (dict(arch='huge'), "unknown arch 'huge'"),
-    (dict(arch=dict(width=30, depth=1, num_heads=4)), 'multiple of num_heads'),
-    (dict(arch=dict(width=32, depth=1)), 'exactly the keys width, depth and num_heads'),
-    (dict(img_size=100), 'multiples of patch_size=16'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(out_indices=(4,)), 'out_indices must be ascending block indices in'),
+        (dict(global_attn_indices='all'), "global_attn_indices must be 'auto'"),
+        (dict(arch='huge'), "unknown arch 'huge'"),
+        (dict(arch=dict(width=30, depth=1, num_heads=4)), 'multiple of num_heads'),
+        (dict(arch=dict(width=32, depth=1)), 'exactly the keys width, depth and num_heads'),
+        (dict(img_size=100), 'multiples of patch_size=16'),
+    ],
+)
 def test_a_wrong_option_is_refused_with_a_message(options, message):
     with pytest.raises(ValueError, match=message):
         small_vit(**options)
@@ -289,6 +329,7 @@ def test_both_modules_are_registered_at_the_root():
     assert MODELS.get('ADDPViT') is ADDPViT and MODELS.get('SimpleFeaturePyramid') is SimpleFeaturePyramid
     from mmdet.registry import MODELS as MMDET_MODELS
     from mmseg.registry import MODELS as MMSEG_MODELS
+
     assert MMDET_MODELS.get('ADDPViT') is ADDPViT and MMSEG_MODELS.get('ADDPViT') is ADDPViT
 
 
@@ -303,21 +344,31 @@ def test_pretrained_weights_come_from_the_file_and_relative_positions_may_be_new
 def test_a_prefix_selects_the_backbone_of_another_model_or_is_refused(tmp_path):
     source = small_vit()
     weights = {f'backbone.{name}': tensor for name, tensor in source.state_dict().items()}
-    torch.save(dict(state_dict=dict(weights, **{'decode_head.conv_seg.bias': torch.zeros(4)})), tmp_path / 'upernet.pth')
+    torch.save(
+        dict(state_dict=dict(weights, **{'decode_head.conv_seg.bias': torch.zeros(4)})), tmp_path / 'upernet.pth'
+    )
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'upernet.pth'))
     vit = small_vit(init_cfg=dict(init_cfg, prefix='backbone.'))
     vit.init_weights()
     for name, tensor in source.state_dict().items():
         assert torch.equal(vit.state_dict()[name], tensor)
-    with pytest.raises(CheckpointError, match=r"begins with .*'encoder\.'; names begin with \['backbone', 'decode_head'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"begins with .*'encoder\.'; names begin with \['backbone', 'decode_head'\]"
+    ):
         small_vit(init_cfg=dict(init_cfg, prefix='encoder')).init_weights()
 
 
-@pytest.mark.parametrize('damage, message', [
-    (lambda w: w.pop('blocks.1.norm1.bias'), r"Not in the file: \['blocks.1.norm1.bias'\]"),
-    (lambda w: w.update(extra=torch.zeros(1)), r"Not in the model: \['extra'\]"),
-    (lambda w: w.update(pos_embed=torch.zeros(1, 9, 32)), r'pos_embed: file \(1, 9, 32\), model \(1, 16, 32\).*pretrain_img_size'),
-])
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (lambda w: w.pop('blocks.1.norm1.bias'), r"Not in the file: \['blocks.1.norm1.bias'\]"),
+        (lambda w: w.update(extra=torch.zeros(1)), r"Not in the model: \['extra'\]"),
+        (
+            lambda w: w.update(pos_embed=torch.zeros(1, 9, 32)),
+            r'pos_embed: file \(1, 9, 32\), model \(1, 16, 32\).*pretrain_img_size',
+        ),
+    ],
+)
 def test_pretrained_weights_with_a_gap_are_refused(tmp_path, damage, message):
     weights = dict(small_vit().state_dict())
     damage(weights)
@@ -333,17 +384,22 @@ def test_a_missing_pretrained_file_names_the_command_that_makes_it():
         vit.init_weights()
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(scales=(4, 3)), 'scales must be among'),
-    (dict(num_outs=3), 'num_outs must be at least'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(scales=(4, 3)), 'scales must be among'),
+        (dict(num_outs=3), 'num_outs must be at least'),
+    ],
+)
 def test_the_pyramid_refuses_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         SimpleFeaturePyramid(32, 16, **options)
 
 
 def test_the_pyramid_returns_the_scales_asked_for():
-    shapes = [tuple(level.shape[-2:]) for level in SimpleFeaturePyramid(32, 16, num_outs=6)((torch.randn(1, 32, 8, 12),))]
+    shapes = [
+        tuple(level.shape[-2:]) for level in SimpleFeaturePyramid(32, 16, num_outs=6)((torch.randn(1, 32, 8, 12),))
+    ]
     assert shapes == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
 
 

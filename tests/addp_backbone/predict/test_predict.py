@@ -56,11 +56,24 @@ def segmentor(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_detection_writes_overlays_and_json_and_reports_what_it_cannot_read(
-        detector: tuple[Path, Path], tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    detector: tuple[Path, Path], tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = sorted((tiny_coco / 'val2017').iterdir())[:2]
     bad = tmp_path / 'bad.jpg'
     bad.write_bytes(good[0].read_bytes()[:200])
-    code = MAIN([*map(str, detector), *map(str, good), str(bad), '--out', str(tmp_path / 'out'), '--score-thr', '0.2', '--device', 'cpu'])
+    code = MAIN(
+        [
+            *map(str, detector),
+            *map(str, good),
+            str(bad),
+            '--out',
+            str(tmp_path / 'out'),
+            '--score-thr',
+            '0.2',
+            '--device',
+            'cpu',
+        ]
+    )
     assert code == 1
     assert 'bad.jpg: cannot be read' in capsys.readouterr().err
     summary = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
@@ -82,6 +95,7 @@ def test_detection_writes_overlays_and_json_and_reports_what_it_cannot_read(
 
 def test_detection_equals_mmdet(detector: tuple[Path, Path], tiny_coco: Path) -> None:
     from mmdet.apis import inference_detector
+
     image = str(sorted((tiny_coco / 'val2017').iterdir())[0])
     predictor = Predictor(*detector, score_thr=0.2, device='cpu')
     model = predictor.model
@@ -96,14 +110,17 @@ def test_detection_equals_mmdet(detector: tuple[Path, Path], tiny_coco: Path) ->
 
 
 def test_segmentation_in_two_lines_writes_label_maps_whose_shares_are_those_of_the_json(
-        segmentor: tuple[Path, Path], tiny_ade: Path, tmp_path: Path) -> None:
+    segmentor: tuple[Path, Path], tiny_ade: Path, tmp_path: Path
+) -> None:
     records = predict_images(*segmentor, str(tiny_ade / 'images/validation/000[01].jpg'), out=tmp_path, device='cpu')
     assert [record['name'] for record in records] == ['0000', '0001']
     record = records[0]
     assert json.loads((tmp_path / 'predictions.json').read_text())['images'] == records
     label_map = cv2.imread(str(tmp_path / 'label_maps' / f'{record["name"]}.png'), cv2.IMREAD_UNCHANGED)
     assert label_map.shape == (48, 64) and label_map.max() < 3
-    expected = {name: (label_map == i).mean() for i, name in enumerate(('disc', 'box', 'wedge')) if (label_map == i).any()}
+    expected = {
+        name: (label_map == i).mean() for i, name in enumerate(('disc', 'box', 'wedge')) if (label_map == i).any()
+    }
     assert record['fractions'] == pytest.approx(expected, abs=1e-6)
     overlay = cv2.imread(str(tmp_path / 'overlays' / f'{record["name"]}.png'))
     assert overlay.shape[0] == 480 and overlay.shape[1] > 640  # the legend
@@ -111,20 +128,28 @@ def test_segmentation_in_two_lines_writes_label_maps_whose_shares_are_those_of_t
 
 def test_test_time_augmentation_predicts_too(segmentor: tuple[Path, Path], tiny_ade: Path, tmp_path: Path) -> None:
     leaf = tmp_path / 'augmented.py'
-    leaf.write_text(f'_base_ = {str(segmentor[0])!r}\n'
-                    'model = dict(_delete_=True, **_base_.tta_model, module=_base_.model)\n'
-                    "turn = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)]\n"
-                    "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=["
-                    "[dict(type='Resize', scale=(64, 48), keep_ratio=True)], turn, [dict(type='LoadAnnotations')],"
-                    " [dict(type='PackSegInputs')]])]))\n")
+    leaf.write_text(
+        f'_base_ = {str(segmentor[0])!r}\n'
+        'model = dict(_delete_=True, **_base_.tta_model, module=_base_.model)\n'
+        "turn = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)]\n"
+        "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=["
+        "[dict(type='Resize', scale=(64, 48), keep_ratio=True)], turn, [dict(type='LoadAnnotations')],"
+        " [dict(type='PackSegInputs')]])]))\n"
+    )
     image = sorted((tiny_ade / 'images/validation').iterdir())[0]
     prediction = Predictor(leaf, segmentor[1], device='cpu')(image)
     assert prediction.label_map.shape == (48, 64)
 
 
 @pytest.mark.parametrize('problem', ['no config', 'no checkpoint', 'no image', 'malicious', 'other model'])
-def test_bad_input_is_one_clear_line_and_no_output(problem: str, detector: tuple[Path, Path], segmentor: tuple[Path, Path], tiny_coco: Path,
-                                                   tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_clear_line_and_no_output(
+    problem: str,
+    detector: tuple[Path, Path],
+    segmentor: tuple[Path, Path],
+    tiny_coco: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config, checkpoint, images = str(detector[0]), str(detector[1]), str(tiny_coco / 'val2017')
     if problem == 'no config':
         config, message = str(tmp_path / 'nix.py'), 'does not exist'
@@ -159,13 +184,24 @@ def test_files_folders_and_patterns_are_found_once_under_unique_names(tmp_path: 
         (tmp_path / name).touch()
     found = find_images([tmp_path / 'a', f'{tmp_path}/b/*.jpg', tmp_path / 'b' / 'x.png', tmp_path / 'a' / 'x.jpg'])
     assert {path.relative_to(tmp_path).as_posix(): name for path, name in found.items()} == {
-        'a/deep/y.PNG': 'deep/y', 'a/x.jpg': 'x', 'b/x.jpg': 'x_2', 'b/x.png': 'x_3'}
+        'a/deep/y.PNG': 'deep/y',
+        'a/x.jpg': 'x',
+        'b/x.jpg': 'x_2',
+        'b/x.png': 'x_3',
+    }
 
 
 def test_classes_come_from_the_checkpoint_then_the_config_then_the_data_set() -> None:
-    config = Config(dict(test_dataloader=dict(dataset=dict(type='mmdet.CocoDataset', metainfo=dict(classes=['a', 'b'])))))
-    assert find_classes({'dataset_meta': {'classes': ['c', 'd'], 'palette': [[1, 2, 3], [4, 5, 6]]}}, config, 2).names == ('c', 'd')
-    assert find_classes({'dataset_meta': {'classes': ['c', 'd', 'e']}}, config, 2).names == ('a', 'b')  # another number: passed over
+    config = Config(
+        dict(test_dataloader=dict(dataset=dict(type='mmdet.CocoDataset', metainfo=dict(classes=['a', 'b']))))
+    )
+    assert find_classes(
+        {'dataset_meta': {'classes': ['c', 'd'], 'palette': [[1, 2, 3], [4, 5, 6]]}}, config, 2
+    ).names == ('c', 'd')
+    assert find_classes({'dataset_meta': {'classes': ['c', 'd', 'e']}}, config, 2).names == (
+        'a',
+        'b',
+    )  # another number: passed over
     assert find_classes({}, config, 80).names[:2] == ('person', 'bicycle')
     assert find_classes({}, config, 3) == ClassInfo(('class 0', 'class 1', 'class 2'), tuple(class_palette(3)))
 
@@ -178,19 +214,34 @@ def test_an_unknown_kind_of_result_is_refused() -> None:
 def test_detections_are_sorted_and_cut_at_the_threshold() -> None:
     masks = torch.zeros(3, 8, 9, dtype=torch.bool)
     masks[2, 1:3, 1:4] = True
-    sample = DetDataSample(metainfo=dict(ori_shape=(8, 9)), pred_instances=InstanceData(
-        bboxes=torch.tensor([[0.0, 0, 5, 5], [1, 1, 2, 2], [1, 1, 4, 3]]), scores=torch.tensor([0.4, 0.2, 0.9]),
-        labels=torch.tensor([0, 1, 2]), masks=masks))
+    sample = DetDataSample(
+        metainfo=dict(ori_shape=(8, 9)),
+        pred_instances=InstanceData(
+            bboxes=torch.tensor([[0.0, 0, 5, 5], [1, 1, 2, 2], [1, 1, 4, 3]]),
+            scores=torch.tensor([0.4, 0.2, 0.9]),
+            labels=torch.tensor([0, 1, 2]),
+            masks=masks,
+        ),
+    )
     record = prediction_from_sample(sample, CLASSES, 0.3).to_json()
     assert [(one['category'], one['score'], one['bbox']) for one in record['objects']] == [
-        ('wedge', 0.9, [1, 1, 3, 2]), ('disc', 0.4, [0, 0, 5, 5])]
+        ('wedge', 0.9, [1, 1, 3, 2]),
+        ('disc', 0.4, [0, 0, 5, 5]),
+    ]
     assert np.array_equal(coco_masks.decode(record['objects'][0]['segmentation']), masks[2].numpy())
 
 
 def test_no_detection_leaves_the_image_as_it_is() -> None:
     image = np.random.default_rng(0).integers(0, 255, (700, 650, 3)).astype(np.uint8)
-    sample = DetDataSample(metainfo=dict(ori_shape=(700, 650)), pred_instances=InstanceData(
-        bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.long), masks=torch.zeros(0, 700, 650)))
+    sample = DetDataSample(
+        metainfo=dict(ori_shape=(700, 650)),
+        pred_instances=InstanceData(
+            bboxes=torch.zeros(0, 4),
+            scores=torch.zeros(0),
+            labels=torch.zeros(0, dtype=torch.long),
+            masks=torch.zeros(0, 700, 650),
+        ),
+    )
     prediction = prediction_from_sample(sample, CLASSES, 0.3)
     assert prediction.to_json()['objects'] == []
     assert np.array_equal(prediction.draw(image), image)
@@ -200,7 +251,9 @@ def test_the_overlay_colours_the_mask_and_draws_the_box() -> None:
     image = np.full((700, 700, 3), 100, np.uint8)
     mask = np.zeros((700, 700), bool)
     mask[300:400, 300:400] = True
-    drawn = draw_instances(image, np.array([[200.0, 200, 500, 500]]), np.array([0.9]), np.array([1]), [mask], CLASSES.names, PALETTE)
+    drawn = draw_instances(
+        image, np.array([[200.0, 200, 500, 500]]), np.array([0.9]), np.array([1]), [mask], CLASSES.names, PALETTE
+    )
     assert drawn[350, 350].tolist() == [60, 145, 60]  # 100 + 0.45 * (colour - 100), halves rounded to even
     assert drawn[500, 350].tolist() == PALETTE[1]
     assert drawn[600, 600].tolist() == [100, 100, 100]

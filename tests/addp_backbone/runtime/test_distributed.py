@@ -17,8 +17,14 @@ NUM_ITERS = 20
 def run_script(name: str, *words: str | Path) -> None:
     """Runs tools/``name`` as a user would; its output is shown if it fails."""
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2] / 'helpers'), OMP_NUM_THREADS='1')
-    done = subprocess.run([str(ROOT / 'tools' / name), *map(str, words)], env=environment, capture_output=True, text=True, check=False,
-                          timeout=500)
+    done = subprocess.run(
+        [str(ROOT / 'tools' / name), *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -27,13 +33,16 @@ def trained(tiny_det_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Work dir of 20 iterations of Mask R-CNN on two ranks, batch 1 each; one image of the data set has no objects."""
     work_dir = tmp_path_factory.mktemp('two_ranks')
     leaf = work_dir / 'leaf.py'
-    leaf.write_text(f'''_base_ = {str(tiny_det_config)!r}
+    leaf.write_text(
+        f"""_base_ = {str(tiny_det_config)!r}
 custom_imports = dict(imports=['addp_backbone', 'rank_probe'], allow_failed_imports=False)
 custom_hooks = [dict(type='RankProbe')]
 train_dataloader = dict(batch_size=1)
 train_cfg = dict(max_iters={NUM_ITERS})
 default_hooks = dict(checkpoint=dict(interval={NUM_ITERS}))
-''', encoding='utf-8')
+""",
+        encoding='utf-8',
+    )
     run_script('dist_train.sh', leaf, '2', '--work-dir', work_dir)
     return work_dir
 
@@ -55,20 +64,38 @@ def test_the_gradient_is_the_mean_of_what_each_rank_computes_alone(ranks: list[d
 
 def test_no_rank_waits_for_a_batch_without_objects(ranks: list[dict[str, Any]]) -> None:
     pairs = list(zip(*(rank['num_objects'] for rank in ranks), strict=True))
-    assert any(min(pair) == 0 < max(pair) for pair in pairs), 'no iteration had objects on one rank only; the test tests nothing'
+    assert any(min(pair) == 0 < max(pair) for pair in pairs), (
+        'no iteration had objects on one rank only; the test tests nothing'
+    )
     assert len(pairs) == NUM_ITERS
 
 
-def test_two_processes_measure_the_ap_of_one_on_an_odd_number_of_images(trained: Path, tiny_det_config: Path, tmp_path: Path) -> None:
+def test_two_processes_measure_the_ap_of_one_on_an_odd_number_of_images(
+    trained: Path, tiny_det_config: Path, tmp_path: Path
+) -> None:
     checkpoint, option = trained / f'iter_{NUM_ITERS}.pth', 'model.test_cfg.rcnn.score_thr=0.0'
-    run_script('dist_test.sh', tiny_det_config, checkpoint, '2', '--work-dir', tmp_path, '--out', tmp_path / 'two.json',
-               '--cfg-options', option)
-    run_tool('test', tiny_det_config, checkpoint, '--work-dir', tmp_path, '--out', tmp_path / 'one.json', options=(option,))
+    run_script(
+        'dist_test.sh',
+        tiny_det_config,
+        checkpoint,
+        '2',
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'two.json',
+        '--cfg-options',
+        option,
+    )
+    run_tool(
+        'test', tiny_det_config, checkpoint, '--work-dir', tmp_path, '--out', tmp_path / 'one.json', options=(option,)
+    )
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
     assert one == two and one['coco/bbox_mAP_50'] > 0
 
 
-def test_two_processes_measure_the_miou_of_one_on_an_odd_number_of_images(tiny_seg_config: Path, tmp_path: Path) -> None:
+def test_two_processes_measure_the_miou_of_one_on_an_odd_number_of_images(
+    tiny_seg_config: Path, tmp_path: Path
+) -> None:
     run_tool('train', tiny_seg_config, '--work-dir', tmp_path)
     checkpoint = tmp_path / 'iter_4.pth'
     run_script('dist_test.sh', tiny_seg_config, checkpoint, '2', '--work-dir', tmp_path, '--out', tmp_path / 'two.json')

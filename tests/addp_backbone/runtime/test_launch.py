@@ -24,18 +24,26 @@ def test_a_missing_config_is_named_with_its_nearest_neighbour() -> None:
         load_config(str(ROOT / 'det_configs' / 'addp_tiny_maskrcn.py'))
 
 
-@pytest.mark.parametrize(('option', 'meant'), [
-    ('trian_cfg.max_iters', 'train_cfg'),
-    ('train_cfg.max_iter', 'max_iters'),
-    ('model.backbone.drop_path_rte', 'drop_path_rate'),
-])
+@pytest.mark.parametrize(
+    ('option', 'meant'),
+    [
+        ('trian_cfg.max_iters', 'train_cfg'),
+        ('train_cfg.max_iter', 'max_iters'),
+        ('model.backbone.drop_path_rte', 'drop_path_rate'),
+    ],
+)
 def test_a_misspelt_option_is_refused_with_the_name_that_was_meant(option: str, meant: str) -> None:
     with pytest.raises(LaunchError, match=f'{option}.*did you mean {meant}'):
         load_config(str(ROOT / 'det_configs' / 'addp_tiny_maskrcnn.py'), {option: 1})
 
 
 def test_options_replace_values_and_may_add_arguments_that_a_config_leaves_at_their_default(tmp_path: Path) -> None:
-    options = {'train_cfg.max_iters': 3, 'param_scheduler.0.end': 1, 'model.backbone.with_cp': True, 'find_unused_parameters': True}
+    options = {
+        'train_cfg.max_iters': 3,
+        'param_scheduler.0.end': 1,
+        'model.backbone.with_cp': True,
+        'find_unused_parameters': True,
+    }
     cfg = load_config(str(ROOT / 'det_configs' / 'addp_tiny_maskrcnn.py'), options, str(tmp_path))
     assert (cfg.train_cfg.max_iters, cfg.param_scheduler[0].end, cfg.model.backbone.with_cp) == (3, 1, True)
     assert cfg.work_dir == str(tmp_path)
@@ -43,7 +51,12 @@ def test_options_replace_values_and_may_add_arguments_that_a_config_leaves_at_th
 
 def data_config(root: Path, **changes: Any) -> Config:
     """A config with one data set within a wrapper."""
-    dataset = dict(data_root=str(root), ann_file='annotations/instances_train2017.json', data_prefix=dict(img='train2017/'), **changes)
+    dataset = dict(
+        data_root=str(root),
+        ann_file='annotations/instances_train2017.json',
+        data_prefix=dict(img='train2017/'),
+        **changes,
+    )
     return Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', times=2, dataset=dataset))))
 
 
@@ -52,7 +65,9 @@ def test_complete_data_passes(tiny_coco: Path) -> None:
 
 
 @pytest.mark.parametrize('gone', ['data_root', 'ann_file', 'data_prefix.img'])
-def test_missing_data_is_refused_before_anything_is_built_with_the_option_that_points_elsewhere(gone: str, tiny_coco: Path) -> None:
+def test_missing_data_is_refused_before_anything_is_built_with_the_option_that_points_elsewhere(
+    gone: str, tiny_coco: Path
+) -> None:
     cfg = data_config(tiny_coco)
     cfg.merge_from_dict({f'train_dataloader.dataset.dataset.{gone}': 'nowhere'})
     with pytest.raises(LaunchError, match=rf'--cfg-options train_dataloader\.dataset\.dataset\.{gone}=PATH'):
@@ -61,8 +76,13 @@ def test_missing_data_is_refused_before_anything_is_built_with_the_option_that_p
 
 def test_without_cuda_sync_bn_becomes_bn_and_ddp_gets_no_device() -> None:
     norm = dict(type='SyncBN', requires_grad=True)
-    cfg = Config(dict(model=dict(head=[dict(norm_cfg=norm)], neck=dict(norm_cfg=dict(norm))), launcher='pytorch',
-                      optim_wrapper=dict(type='AmpOptimWrapper', dtype='float16', optimizer=dict(lr=1))))
+    cfg = Config(
+        dict(
+            model=dict(head=[dict(norm_cfg=norm)], neck=dict(norm_cfg=dict(norm))),
+            launcher='pytorch',
+            optim_wrapper=dict(type='AmpOptimWrapper', dtype='float16', optimizer=dict(lr=1)),
+        )
+    )
     fit_to_device(cfg, cuda=False)
     assert cfg.model.head[0].norm_cfg.type == cfg.model.neck.norm_cfg.type == 'BN'
     assert cfg.model_wrapper_cfg.device_ids is None
@@ -75,12 +95,17 @@ def test_with_cuda_a_config_stays_as_it_is() -> None:
     assert cfg.model.norm_cfg.type == 'SyncBN' and 'model_wrapper_cfg' not in cfg
 
 
-@pytest.mark.parametrize(('given', 'cuda', 'expected'), [
-    (dict(), True, dict(type='AmpOptimWrapper', loss_scale='dynamic')),
-    (dict(dtype='bfloat16'), True, dict(type='BFloat16OptimWrapper')),
-    (dict(), False, dict(type='BFloat16OptimWrapper')),
-])
-def test_amp_is_float16_with_loss_scaling_on_cuda_and_bfloat16_elsewhere(given: dict, cuda: bool, expected: dict) -> None:
+@pytest.mark.parametrize(
+    ('given', 'cuda', 'expected'),
+    [
+        (dict(), True, dict(type='AmpOptimWrapper', loss_scale='dynamic')),
+        (dict(dtype='bfloat16'), True, dict(type='BFloat16OptimWrapper')),
+        (dict(), False, dict(type='BFloat16OptimWrapper')),
+    ],
+)
+def test_amp_is_float16_with_loss_scaling_on_cuda_and_bfloat16_elsewhere(
+    given: dict, cuda: bool, expected: dict
+) -> None:
     cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(lr=1), **given)))
     use_amp(cfg, cuda)
     assert cfg.optim_wrapper == dict(expected, optimizer=dict(lr=1))
@@ -108,29 +133,60 @@ def test_drawing_is_refused_for_a_task_without_overlays() -> None:
         draw_predictions(Config(dict(default_scope='mmengine')), 'overlays')
 
 
-def test_the_tools_work_from_another_folder_without_the_project_on_the_path_and_report_mistakes_in_one_line(tmp_path: Path) -> None:
+def test_the_tools_work_from_another_folder_without_the_project_on_the_path_and_report_mistakes_in_one_line(
+    tmp_path: Path,
+) -> None:
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(ROOT / 'det_configs' / 'addp_tiny_maskrcnn.py'),
-               '--cfg-options', 'train_dataloader.dataset.data_root=nowhere']
+    command = [
+        sys.executable,
+        str(ROOT / 'tools' / 'train.py'),
+        str(ROOT / 'det_configs' / 'addp_tiny_maskrcnn.py'),
+        '--cfg-options',
+        'train_dataloader.dataset.data_root=nowhere',
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: train_dataloader.dataset.data_root is 'nowhere'") and done.stderr.count('\n') == 1
+    assert (
+        done.stderr.startswith("error: train_dataloader.dataset.data_root is 'nowhere'")
+        and done.stderr.count('\n') == 1
+    )
     assert done.stdout == ''
 
 
-@pytest.mark.parametrize(('task', 'metric', 'overlay'), [('det', 'coco/bbox_mAP', '000000000001.jpg'), ('seg', 'mIoU', 'test_0000.jpg_1.png')])
-def test_training_then_testing_writes_metrics_and_overlays(task: str, metric: str, overlay: str, tmp_path: Path,
-                                                           request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ('task', 'metric', 'overlay'),
+    [('det', 'coco/bbox_mAP', '000000000001.jpg'), ('seg', 'mIoU', 'test_0000.jpg_1.png')],
+)
+def test_training_then_testing_writes_metrics_and_overlays(
+    task: str, metric: str, overlay: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     config = request.getfixturevalue(f'tiny_{task}_config')
     # --auto-scale-lr: batch 1 of 2, so twice the iterations; --amp: bfloat16.
-    run_tool('train', config, '--work-dir', tmp_path, '--amp', '--auto-scale-lr',
-             options=('train_dataloader.batch_size=1', 'train_cfg.max_iters=3', 'auto_scale_lr.base_batch_size=2'))
+    run_tool(
+        'train',
+        config,
+        '--work-dir',
+        tmp_path,
+        '--amp',
+        '--auto-scale-lr',
+        options=('train_dataloader.batch_size=1', 'train_cfg.max_iters=3', 'auto_scale_lr.base_batch_size=2'),
+    )
     trained = sorted(tmp_path.glob('iter_*.pth'), key=lambda path: path.stat().st_mtime_ns)[-1]
     assert trained.name == 'iter_6.pth'
     thresholds = ('model.test_cfg.rcnn.score_thr=0.0',) if task == 'det' else ()
     checkpoint = trained if task == 'det' else tmp_path  # a work dir stands for its latest checkpoint
-    run_tool('test', config, checkpoint, '--work-dir', tmp_path, '--out', tmp_path / 'metrics.json', '--show-dir', tmp_path / 'overlays',
-             options=thresholds)
+    run_tool(
+        'test',
+        config,
+        checkpoint,
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'metrics.json',
+        '--show-dir',
+        tmp_path / 'overlays',
+        options=thresholds,
+    )
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     assert 0 <= metrics[metric] <= 100
     assert (tmp_path / 'overlays' / overlay).is_file()

@@ -16,7 +16,12 @@ from torch import nn
 from addp_backbone import ADDPViT, SimpleFeaturePyramid
 from addp_backbone.networks.arch import get_arch
 
-LEVELS = {'simfp_2': 'neck.levels.0', 'simfp_3': 'neck.levels.1', 'simfp_4': 'neck.levels.2', 'simfp_5': 'neck.levels.3'}
+LEVELS = {
+    'simfp_2': 'neck.levels.0',
+    'simfp_3': 'neck.levels.1',
+    'simfp_4': 'neck.levels.2',
+    'simfp_5': 'neck.levels.3',
+}
 
 
 class _Model(nn.Module):
@@ -51,8 +56,9 @@ def _small_model(**backbone_options: object) -> _Model:
 
 def _build(model: nn.Module, lr: float = 1.0, weight_decay: float | None = 0.1, **paramwise: object) -> OptimWrapper:
     optimizer = dict(type='AdamW', lr=lr) | ({} if weight_decay is None else dict(weight_decay=weight_decay))
-    return build_optim_wrapper(model, ConfigDict(constructor='ViTLayerDecayConstructor', optimizer=optimizer,
-                                                 paramwise_cfg=paramwise))
+    return build_optim_wrapper(
+        model, ConfigDict(constructor='ViTLayerDecayConstructor', optimizer=optimizer, paramwise_cfg=paramwise)
+    )
 
 
 def _settings(model: nn.Module, wrapper: OptimWrapper, key: str) -> dict[str, float]:
@@ -64,8 +70,10 @@ def _settings(model: nn.Module, wrapper: OptimWrapper, key: str) -> dict[str, fl
 def test_factors_equal_detectron2s_exactly(shared_dir: Path) -> None:
     golden = json.loads((shared_dir / 'golden' / 'vitdet_tiny.json').read_text(encoding='utf-8'))
     arch = dict(width=golden['embed_dim'], depth=golden['depth'], num_heads=golden['num_heads'])
-    model = _Model(ADDPViT(arch, img_size=golden['img_size'], window_size=golden['window_size']),
-                   neck=SimpleFeaturePyramid(golden['embed_dim'], golden['out_channels']))
+    model = _Model(
+        ADDPViT(arch, img_size=golden['img_size'], window_size=golden['window_size']),
+        neck=SimpleFeaturePyramid(golden['embed_dim'], golden['out_channels']),
+    )
     factors = _settings(model, _build(model, decay_rate=0.7), 'lr')
     for name, factor in golden['lr_factors'].items():
         if name.startswith('net.'):
@@ -82,9 +90,9 @@ def test_factors_of_the_real_sizes_follow_from_the_depth(arch: str, decay_rate: 
     with torch.device('meta'):
         model = _Model(ADDPViT(arch), head=nn.Linear(2, 2))
     factors = _settings(model, _build(model, decay_rate=decay_rate), 'lr')
-    assert factors['backbone.patch_embed.proj.weight'] == factors['backbone.pos_embed'] == decay_rate**(depth + 1)
+    assert factors['backbone.patch_embed.proj.weight'] == factors['backbone.pos_embed'] == decay_rate ** (depth + 1)
     for i in range(depth):
-        assert factors[f'backbone.blocks.{i}.attn.rel_pos_h'] == decay_rate**(depth - i)
+        assert factors[f'backbone.blocks.{i}.attn.rel_pos_h'] == decay_rate ** (depth - i)
     assert factors['head.weight'] == 1.0
 
 
@@ -97,8 +105,12 @@ def test_vitdet_convention_spares_norms_and_position_embeddings_but_not_biases()
     model = _small_model(tokenizer_norm=True)
     decays = _settings(model, _build(model, decay_rate=0.7, no_weight_decay='norm_and_pos_embed'), 'weight_decay')
     spared = {name for name, value in decays.items() if value == 0}
-    norms = {f'{name}.{kind}' for name, module in model.named_modules() for kind in ('weight', 'bias')
-             if type(module).__name__ in ('LayerNorm', 'ChannelLayerNorm', 'BatchNorm2d')}
+    norms = {
+        f'{name}.{kind}'
+        for name, module in model.named_modules()
+        for kind in ('weight', 'bias')
+        if type(module).__name__ in ('LayerNorm', 'ChannelLayerNorm', 'BatchNorm2d')
+    }
     assert spared == norms | {'backbone.pos_embed'}
     assert {'backbone.tokenizer_norm.weight', 'head.1.weight', 'head.2.bias'} <= spared
     assert decays['backbone.blocks.0.attn.qkv.bias'] == decays['backbone.blocks.0.attn.rel_pos_h'] == 0.1
@@ -162,13 +174,16 @@ def test_one_log_line_tells_extreme_rates_and_number_of_groups(caplog: pytest.Lo
     assert '10 parameter groups' in lines[0] and '6.25e-06 to 0.0001' in lines[0]
 
 
-@pytest.mark.parametrize(('paramwise', 'message'), [
-    (dict(), 'needs decay_rate'),
-    (dict(decay_rate=0.7, layer_decay_rate=0.7), 'nothing else'),
-    (dict(decay_rate=0.0), r'in \(0, 1\]'),
-    (dict(decay_rate=1.5), r'in \(0, 1\]'),
-    (dict(decay_rate=0.7, no_weight_decay='bias'), "one of .*'1d'"),
-])
+@pytest.mark.parametrize(
+    ('paramwise', 'message'),
+    [
+        (dict(), 'needs decay_rate'),
+        (dict(decay_rate=0.7, layer_decay_rate=0.7), 'nothing else'),
+        (dict(decay_rate=0.0), r'in \(0, 1\]'),
+        (dict(decay_rate=1.5), r'in \(0, 1\]'),
+        (dict(decay_rate=0.7, no_weight_decay='bias'), "one of .*'1d'"),
+    ],
+)
 def test_bad_options_are_refused_with_what_was_wanted(paramwise: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _build(_small_model(), **paramwise)

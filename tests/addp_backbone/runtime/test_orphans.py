@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-RUN = '''
+RUN = """
 import os, time
 import numpy as np
 from addp_backbone.runtime.runner import StageRunner
@@ -25,7 +25,7 @@ batches = iter(loader)
 next(batches)
 print(batches._workers[0].pid, flush=True)
 time.sleep(60)
-'''
+"""
 
 
 def is_alive(pid: int) -> bool:
@@ -37,7 +37,13 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux ends processes with their parent')
 def test_a_data_worker_that_waits_to_hand_over_its_batch_ends_with_a_killed_run() -> None:
-    run = subprocess.Popen([sys.executable, '-c', RUN], stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    run = subprocess.Popen(
+        [sys.executable, '-c', RUN],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     assert run.stdout is not None
     worker = int(run.stdout.readline())
     try:

@@ -79,16 +79,22 @@ def test_augmentation_does_not_depend_on_the_number_of_workers(tmp_path: Path) -
         loader = toy_config(tmp_path).train_dataloader
         loader.num_workers = num_workers
         batches.append([batch['inputs'] for batch in itertools.islice(Runner.build_dataloader(loader, seed=5), 3)])
-    assert all(torch.equal(a, b) for a, b in zip(itertools.chain(*batches[0]), itertools.chain(*batches[1]), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(itertools.chain(*batches[0]), itertools.chain(*batches[1]), strict=True)
+    )
 
 
 CASES: dict[str, dict[str, Any]] = {
     'dropout, schedule, validation': {},
     'bfloat16, a cut within a gradient accumulation': {
-        'optim_wrapper.type': 'BFloat16OptimWrapper', 'optim_wrapper.accumulative_counts': 4},
+        'optim_wrapper.type': 'BFloat16OptimWrapper',
+        'optim_wrapper.accumulative_counts': 4,
+    },
     'moving average, workers, one checkpoint kept': {
-        'custom_hooks': [dict(type='EMAHook', momentum=0.1)], 'train_dataloader.num_workers': 1,
-        'default_hooks.checkpoint.max_keep_ckpts': 1},
+        'custom_hooks': [dict(type='EMAHook', momentum=0.1)],
+        'train_dataloader.num_workers': 1,
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    },
 }
 
 
@@ -96,7 +102,8 @@ CASES: dict[str, dict[str, Any]] = {
 def test_losses_after_a_resume_equal_the_unbroken_run(case: str, tmp_path: Path) -> None:
     unbroken = train_toy(toy_config(tmp_path / 'unbroken', **CASES[case]))
     stopped = toy_config(tmp_path / 'stopped', **CASES[case])
-    # Stops in iteration 4, so that iteration 3 is repeated from the checkpoint of iteration 2. The seed is drawn, not given.
+    # Stops in iteration 4, so that iteration 3 is repeated from the checkpoint of iteration 2. The seed is drawn, not
+    # given.
     stopped.randomness.seed = unbroken.seed
     stopped.model.bad_from = 4
     with pytest.raises(BadLossError):
@@ -147,7 +154,9 @@ def test_a_bad_loss_stops_the_run_and_names_the_last_good_checkpoint_and_remedie
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     # An infinite step: the loss it came from was still finite.
     with pytest.raises(BadLossError, match='parameters are not finite'):
-        train_toy(toy_config(tmp_path, **{'optim_wrapper.optimizer.lr': float('inf'), 'default_hooks.checkpoint.interval': 1}))
+        train_toy(
+            toy_config(tmp_path, **{'optim_wrapper.optimizer.lr': float('inf'), 'default_hooks.checkpoint.interval': 1})
+        )
     assert not list(tmp_path.glob('iter_*'))
 
 
@@ -163,7 +172,7 @@ def test_the_latest_checkpoint_is_found_when_its_pointer_was_cut_or_the_folder_m
 
 
 def test_a_run_killed_while_saving_leaves_a_whole_checkpoint_to_resume_from(tmp_path: Path) -> None:
-    script = f'''
+    script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2] / 'helpers')!r})
 from pathlib import Path
@@ -174,8 +183,10 @@ cfg = toy_config(Path({str(tmp_path)!r}), **{{'train_cfg.max_iters': 10**6, 'tra
                  'default_hooks.checkpoint.interval': 1, 'default_hooks.checkpoint.max_keep_ckpts': 1}})
 cfg.default_hooks.pop('logger')
 train_toy(cfg)
-'''
-    process = subprocess.Popen([sys.executable, '-c', script], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+"""
+    process = subprocess.Popen(
+        [sys.executable, '-c', script], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while find_latest_checkpoint(tmp_path) is None and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.5)

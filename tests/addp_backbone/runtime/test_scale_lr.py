@@ -12,15 +12,21 @@ from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
 
 def make_config(batch_size: int = 64, accumulation: int = 1, rule: str = 'linear') -> Config:
     """ViTDet's schedule: batch 64, 184375 iterations, two milestones, 250 iterations of warm-up."""
-    return Config(dict(
-        train_dataloader=dict(batch_size=batch_size),
-        optim_wrapper=dict(type='OptimWrapper', accumulative_counts=accumulation, optimizer=dict(type='AdamW', lr=1e-4)),
-        param_scheduler=[
-            dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
-            dict(type='MultiStepLR', by_epoch=False, begin=0, end=184375, milestones=[163889, 177546], gamma=0.1)],
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=184375, val_interval=5000),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5000)),
-        auto_scale_lr=dict(enable=True, base_batch_size=64, rule=rule)))
+    return Config(
+        dict(
+            train_dataloader=dict(batch_size=batch_size),
+            optim_wrapper=dict(
+                type='OptimWrapper', accumulative_counts=accumulation, optimizer=dict(type='AdamW', lr=1e-4)
+            ),
+            param_scheduler=[
+                dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),
+                dict(type='MultiStepLR', by_epoch=False, begin=0, end=184375, milestones=[163889, 177546], gamma=0.1),
+            ],
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=184375, val_interval=5000),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5000)),
+            auto_scale_lr=dict(enable=True, base_batch_size=64, rule=rule),
+        )
+    )
 
 
 def test_an_eighth_of_the_batch_takes_an_eighth_of_the_lr_and_eight_times_the_iterations() -> None:
@@ -86,7 +92,9 @@ def test_epoch_based_schedules_keep_their_epochs() -> None:
 
 def test_every_optimizer_of_several_is_scaled() -> None:
     cfg = make_config(batch_size=32)
-    cfg.optim_wrapper = dict(constructor='Two', generator=dict(optimizer=dict(lr=1.0)), critic=dict(optimizer=dict(lr=4.0)))
+    cfg.optim_wrapper = dict(
+        constructor='Two', generator=dict(optimizer=dict(lr=1.0)), critic=dict(optimizer=dict(lr=4.0))
+    )
     scale_lr(cfg, world_size=1)
     assert (cfg.optim_wrapper.generator.optimizer.lr, cfg.optim_wrapper.critic.optimizer.lr) == (0.5, 2.0)
 

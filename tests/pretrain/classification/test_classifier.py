@@ -32,7 +32,9 @@ def make_timm_vit(img_size: int = 64, **sizes: Any) -> nn.Module:
     """A ViT of timm with mean pooling and ``fc_norm``, whose eps is the published fine-tuning's, with random weights in every tensor."""
     options = sizes or dict(embed_dim=WIDTH, depth=DEPTH, num_heads=NUM_HEADS)
     torch.manual_seed(0)
-    vit = timm.create_model('vit_base_patch16_224', img_size=img_size, num_classes=NUM_CLASSES, global_pool='avg', fc_norm=True, **options)
+    vit = timm.create_model(
+        'vit_base_patch16_224', img_size=img_size, num_classes=NUM_CLASSES, global_pool='avg', fc_norm=True, **options
+    )
     vit.fc_norm.eps = 1e-5
     with torch.no_grad():
         for parameter in vit.parameters():
@@ -61,16 +63,26 @@ def labelled(labels: list[int]) -> list[ImageSample]:
 
 def pretraining_addp() -> ADDP:
     torch.manual_seed(0)
-    return ADDP(ARCH, decoder_depth=1, decoder_num_heads=3, img_size=64,
-                tokenizer=dict(base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1, latent_channels=8),
-                token_predictor=dict(arch=ARCH, decoder_depth=1, decoder_num_heads=3)).eval()
+    return ADDP(
+        ARCH,
+        decoder_depth=1,
+        decoder_num_heads=3,
+        img_size=64,
+        tokenizer=dict(base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1, latent_channels=8),
+        token_predictor=dict(arch=ARCH, decoder_depth=1, decoder_num_heads=3),
+    ).eval()
 
 
 def test_base_equals_timms_vit_base_after_positions_are_resized_from_256_to_224() -> None:
     vit = make_timm_vit(256, depth=12)
     classifier = make_classifier(224, 'base')
-    classifier.backbone.load_state_dict({name: tensor for name, tensor in convert_state_dict(
-        vit.state_dict(), img_size=224, keep_cls=True).state_dict.items() if not name.startswith('norm.')})
+    classifier.backbone.load_state_dict(
+        {
+            name: tensor
+            for name, tensor in convert_state_dict(vit.state_dict(), img_size=224, keep_cls=True).state_dict.items()
+            if not name.startswith('norm.')
+        }
+    )
     copy_head(vit, classifier)
     source = vit.pos_embed.detach().clone()
     vit.set_input_size((224, 224))
@@ -84,8 +96,9 @@ def test_base_equals_timms_vit_base_after_positions_are_resized_from_256_to_224(
 def test_logits_losses_and_gradients_equal_timms_when_initialised_from_its_file(tmp_path: Path) -> None:
     vit = make_timm_vit()
     torch.save(vit.state_dict(), tmp_path / 'timm.pth')
-    classifier = make_classifier(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'timm.pth'))),
-                                 label_smoothing=0.1)
+    classifier = make_classifier(
+        backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'timm.pth'))), label_smoothing=0.1
+    )
     classifier.init_weights()
     copy_head(vit, classifier)
     images = torch.randn(3, 3, 64, 64)
@@ -109,7 +122,8 @@ def test_the_loss_of_mixed_images_equals_timms() -> None:
     np.random.seed(3)
     mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
     mixed, scores = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=NUM_CLASSES)(
-        (torch.stack(images) - mean) / std, torch.tensor([0, 1, 2, 6]))
+        (torch.stack(images) - mean) / std, torch.tensor([0, 1, 2, 6])
+    )
     torch.testing.assert_close(batch['inputs'], mixed)
     loss = classifier.compute_loss(logits, torch.stack([sample.gt_scores for sample in batch['data_samples']]))
     torch.testing.assert_close(loss, SoftTargetCrossEntropy()(logits, scores))
@@ -117,9 +131,16 @@ def test_the_loss_of_mixed_images_equals_timms() -> None:
 
 def test_a_probes_trunk_computes_what_addps_encoder_computed_in_pre_training(tmp_path: Path) -> None:
     addp = pretraining_addp()
-    torch.save({'state_dict': {f'addp.{name}': tensor for name, tensor in addp.state_dict().items()}}, tmp_path / 'iter_1.pth')
-    trunk = ClassifierViT(ARCH, 64, tokenizer_norm=True, final_norm=True,
-                          init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'iter_1.pth'))).eval()
+    torch.save(
+        {'state_dict': {f'addp.{name}': tensor for name, tensor in addp.state_dict().items()}}, tmp_path / 'iter_1.pth'
+    )
+    trunk = ClassifierViT(
+        ARCH,
+        64,
+        tokenizer_norm=True,
+        final_norm=True,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'iter_1.pth')),
+    ).eval()
     trunk.init_weights()
     pixels = torch.rand(2, 3, 64, 64)
     normalised = (pixels * 255 - torch.tensor(PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(PIXEL_STD).view(3, 1, 1)
@@ -130,52 +151,81 @@ def test_a_probes_trunk_computes_what_addps_encoder_computed_in_pre_training(tmp
 def test_mages_fake_class_token_becomes_the_cls_token() -> None:
     predictor = pretraining_addp().token_predictor
     weights = {name: tensor for name, tensor in predictor.state_dict().items() if not name.startswith('vqgan')}
-    weights['patch_embed.proj.weight'], weights['patch_embed.proj.bias'] = torch.randn(WIDTH, 3, 16, 16), torch.zeros(WIDTH)
+    weights['patch_embed.proj.weight'], weights['patch_embed.proj.bias'] = (
+        torch.randn(WIDTH, 3, 16, 16),
+        torch.zeros(WIDTH),
+    )
     report = convert_state_dict(weights, img_size=64, keep_cls=True)
     words = predictor.state_dict()['token_emb.word_embeddings.weight']
     assert report.format == 'mage' and report.missing == [] and len(words) == 2025
     torch.testing.assert_close(report.state_dict['cls_token'][0, 0], words[1100])
-    torch.testing.assert_close(report.state_dict['pos_embed'][0], predictor.state_dict()['token_emb.position_embeddings.weight'])
+    torch.testing.assert_close(
+        report.state_dict['pos_embed'][0], predictor.state_dict()['token_emb.position_embeddings.weight']
+    )
 
 
 @pytest.mark.parametrize('size', ['base', 'large'])
 @pytest.mark.parametrize('kind', ['addp', 'mage'])
 def test_every_published_file_fills_a_probe_of_its_size(kind: str, size: str) -> None:
-    keys = json.loads((Path(__file__).parents[3] / 'tests' / 'golden' / f'{kind}_vit_{size}_patch16.keys.json').read_text(encoding='utf-8'))
+    keys = json.loads(
+        (Path(__file__).parents[3] / 'tests' / 'golden' / f'{kind}_vit_{size}_patch16.keys.json').read_text(
+            encoding='utf-8'
+        )
+    )
     report = convert_state_dict({name: torch.zeros(()).expand(shape) for name, shape in keys.items()}, keep_cls=True)
     with torch.device('meta'):
         trunk = ClassifierViT(size, tokenizer_norm=True, final_norm=True)
     assert report.format == kind and report.missing == []
     assert {name: tensor.shape for name, tensor in report.state_dict.items()} == {
-        name: tensor.shape for name, tensor in trunk.state_dict().items()}
+        name: tensor.shape for name, tensor in trunk.state_dict().items()
+    }
 
 
 def test_a_converted_file_initialises_as_its_source_does(tmp_path: Path) -> None:
-    vit = make_timm_vit().state_dict() | {'mask_token': torch.zeros(1, 1, WIDTH), 'decoder_pos_embed': torch.zeros(1, 17, WIDTH),
-                                          'norm.weight': torch.rand(WIDTH), 'norm.bias': torch.rand(WIDTH)}
+    vit = make_timm_vit().state_dict() | {
+        'mask_token': torch.zeros(1, 1, WIDTH),
+        'decoder_pos_embed': torch.zeros(1, 17, WIDTH),
+        'norm.weight': torch.rand(WIDTH),
+        'norm.bias': torch.rand(WIDTH),
+    }
     weights = {name: tensor for name, tensor in vit.items() if not name.startswith(('fc_norm', 'head'))}
     report = convert_state_dict(weights, img_size=None, keep_cls=True)
     assert report.format == 'mae' and report.missing == []
     torch.save(report.state_dict, tmp_path / 'converted.pth')
-    trunk = ClassifierViT(ARCH, 64, final_norm=True, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'converted.pth')))
+    trunk = ClassifierViT(
+        ARCH, 64, final_norm=True, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'converted.pth'))
+    )
     trunk.init_weights()
     for name, tensor in trunk.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], msg=name)
 
 
-@pytest.mark.parametrize(('source', 'options', 'message'), [
-    ('timm', dict(tokenizer_norm=True), r'lacks 2 tensors.*tokenizer_norm=False'),
-    ('timm', dict(final_norm=True), r'lacks 2 tensors.*final_norm=False'),
-    ('timm', dict(arch=dict(ARCH, depth=3)), r'lacks 12 tensors.*arch'),
-    ('timm', dict(arch=dict(ARCH, depth=1)), r'does not fit.*blocks\.1'),
-    ('timm', dict(arch=dict(width=36, depth=2, num_heads=3)), r'does not fit.*instead of'),
-    ('backbone', dict(), r'lacks 1 tensors.*cls_token.*give the pre-training checkpoint'),
-])
-def test_a_file_that_does_not_fit_is_refused(source: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ('source', 'options', 'message'),
+    [
+        ('timm', dict(tokenizer_norm=True), r'lacks 2 tensors.*tokenizer_norm=False'),
+        ('timm', dict(final_norm=True), r'lacks 2 tensors.*final_norm=False'),
+        ('timm', dict(arch=dict(ARCH, depth=3)), r'lacks 12 tensors.*arch'),
+        ('timm', dict(arch=dict(ARCH, depth=1)), r'does not fit.*blocks\.1'),
+        ('timm', dict(arch=dict(width=36, depth=2, num_heads=3)), r'does not fit.*instead of'),
+        ('backbone', dict(), r'lacks 1 tensors.*cls_token.*give the pre-training checkpoint'),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    source: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     weights = make_timm_vit().state_dict()
-    torch.save(convert_state_dict(weights, img_size=64).state_dict if source == 'backbone' else weights, tmp_path / 'file.pth')
-    trunk = ClassifierViT(**{'arch': ARCH, 'img_size': 64, 'init_cfg': dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')),
-                             **options})
+    torch.save(
+        convert_state_dict(weights, img_size=64).state_dict if source == 'backbone' else weights, tmp_path / 'file.pth'
+    )
+    trunk = ClassifierViT(
+        **{
+            'arch': ARCH,
+            'img_size': 64,
+            'init_cfg': dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth')),
+            **options,
+        }
+    )
     with pytest.raises(CheckpointError, match=message):
         trunk.init_weights()
 
@@ -191,7 +241,9 @@ def test_another_image_size_interpolates_positions_and_equals_a_model_made_for_i
 
 
 def test_probing_trains_the_last_layer_and_nothing_else() -> None:
-    classifier = make_classifier(linear_probe=True, backbone=dict(tokenizer_norm=True, final_norm=True, drop_path_rate=0.5)).train()
+    classifier = make_classifier(
+        linear_probe=True, backbone=dict(tokenizer_norm=True, final_norm=True, drop_path_rate=0.5)
+    ).train()
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     classifier(torch.randn(4, 3, 64, 64), labelled([0, 1, 2, 3]), mode='loss')['loss'].backward()
     trained = {name for name, parameter in classifier.named_parameters() if parameter.grad is not None}
@@ -220,8 +272,14 @@ def test_the_cls_token_is_not_in_the_mean() -> None:
     torch.testing.assert_close(classifier(torch.randn(2, 3, 64, 64)), expected)
 
 
-@pytest.mark.parametrize(('samples', 'message'), [
-    (None, 'set labels=True'), ([ImageSample()], 'set labels=True'), (labelled([NUM_CLASSES]), r'a label is 7, but the model has 7 classes')])
+@pytest.mark.parametrize(
+    ('samples', 'message'),
+    [
+        (None, 'set labels=True'),
+        ([ImageSample()], 'set labels=True'),
+        (labelled([NUM_CLASSES]), r'a label is 7, but the model has 7 classes'),
+    ],
+)
 def test_labels_that_are_missing_or_out_of_range_are_refused(samples: list[ImageSample] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_classifier()(torch.randn(1, 3, 64, 64), samples, mode='loss')
@@ -239,7 +297,10 @@ def test_images_are_mixed_and_erased_in_training_only() -> None:
     preprocessor.num_classes = NUM_CLASSES
     images = [torch.full((3, 64, 64), 128, dtype=torch.uint8)] * 2
     plain = preprocessor(dict(inputs=images, data_samples=labelled([0, 1])))
-    assert all((channel == channel[0, 0]).all() for channel in plain['inputs'][0]) and 'gt_scores' not in plain['data_samples'][0]
+    assert (
+        all((channel == channel[0, 0]).all() for channel in plain['inputs'][0])
+        and 'gt_scores' not in plain['data_samples'][0]
+    )
     mixed = preprocessor(dict(inputs=images, data_samples=labelled([0, 1])), training=True)
     assert not torch.equal(mixed['inputs'], plain['inputs'])
     torch.testing.assert_close(mixed['data_samples'][0].gt_scores.sum(), torch.tensor(1.0))
@@ -249,7 +310,9 @@ def test_an_odd_batch_cannot_be_mixed() -> None:
     preprocessor = ClassificationPreprocessor(mixup=0.8)
     preprocessor.num_classes = NUM_CLASSES
     with pytest.raises(ValueError, match=r'batch_size must be even, got 3'):
-        preprocessor(dict(inputs=[torch.zeros(3, 8, 8, dtype=torch.uint8)] * 3, data_samples=labelled([0, 1, 2])), training=True)
+        preprocessor(
+            dict(inputs=[torch.zeros(3, 8, 8, dtype=torch.uint8)] * 3, data_samples=labelled([0, 1, 2])), training=True
+        )
 
 
 def test_rand_augment_follows_from_the_seed_and_keeps_the_size() -> None:
@@ -258,6 +321,7 @@ def test_rand_augment_follows_from_the_seed_and_keeps_the_size() -> None:
 
     def draw(seed: int) -> np.ndarray:
         import random
+
         random.seed(seed)
         np.random.seed(seed)
         return np.array(augment(dict(img=picture))['img'])
@@ -292,6 +356,8 @@ def test_a_few_shot_subset_has_as_many_images_of_each_class_and_follows_from_the
     labels = np.repeat(np.arange(3), (5, 9, 7))
     chosen = choose_few(labels, 'abc', 4, seed=1)
     assert np.bincount(labels[chosen]).tolist() == [4, 4, 4] and len(set(chosen)) == 12
-    assert np.array_equal(chosen, choose_few(labels, 'abc', 4, seed=1)) and not np.array_equal(chosen, choose_few(labels, 'abc', 4, seed=2))
+    assert np.array_equal(chosen, choose_few(labels, 'abc', 4, seed=1)) and not np.array_equal(
+        chosen, choose_few(labels, 'abc', 4, seed=2)
+    )
     with pytest.raises(LaunchError, match=r'images_per_class=6.*a has 5'):
         choose_few(labels, 'abc', 6, seed=0)

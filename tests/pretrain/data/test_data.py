@@ -82,7 +82,7 @@ def test_class_folders_other_than_the_given_classes_are_named(tmp_path):
 
 def test_a_class_without_images_is_named(tmp_path):
     (make_tree(tmp_path) / 'dog').mkdir()
-    with pytest.raises(LaunchError, match="dog holds no image"):
+    with pytest.raises(LaunchError, match='dog holds no image'):
         dataset(tmp_path, labels=True)
 
 
@@ -102,10 +102,14 @@ def test_a_list_with_labels_serves_pre_training_too(tmp_path):
     assert names(data) == ['c.png'] and data.metainfo['classes'] is None and 'gt_label' not in data[0]['data_samples']
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-    ('a.png 0\nb.png\n', 'line 2: wanted "path label"'),
-    ('a.png 0\nb.png 2\n', r'line 2: label 2, but there are 2 classes'),
-    ('\n', 'empty')])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a.png 0\nb.png\n', 'line 2: wanted "path label"'),
+        ('a.png 0\nb.png 2\n', r'line 2: label 2, but there are 2 classes'),
+        ('\n', 'empty'),
+    ],
+)
 def test_a_wrong_list_is_refused_with_the_line(tmp_path, text, message):
     (tmp_path / 'train.txt').write_text(text)
     with pytest.raises(LaunchError, match=message):
@@ -185,7 +189,9 @@ def test_a_data_set_can_be_sent_to_a_worker_that_is_no_fork(tmp_path):
     assert shade(pickle.loads(pickle.dumps(data))[4]) == 80
 
 
-@pytest.mark.parametrize(('mode', 'value', 'expected'), [('L', 77, 77), ('I;16', 77 * 257, 77), ('P', 0, 0), ('RGBA', (9, 9, 9, 255), 9)])
+@pytest.mark.parametrize(
+    ('mode', 'value', 'expected'), [('L', 77, 77), ('I;16', 77 * 257, 77), ('P', 0, 0), ('RGBA', (9, 9, 9, 255), 9)]
+)
 def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path, mode, value, expected):
     picture = Image.fromarray(np.full((4, 4), value, np.uint16)) if mode == 'I;16' else Image.new(mode, (4, 4), value)
     picture.save(tmp_path / 'a.png')
@@ -196,7 +202,9 @@ def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path, mode, value, expected):
 def test_the_training_pipeline_gives_square_bytes_that_follow_from_the_samples_seed(tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / 'a.png')
-    data = dataset(tmp_path, pipeline=[SeedAugmentation(), RandomResizedCropImage(SIZE), RandomFlipImage(), PackImage()])
+    data = dataset(
+        tmp_path, pipeline=[SeedAugmentation(), RandomResizedCropImage(SIZE), RandomFlipImage(), PackImage()]
+    )
     first, same, other = (data[SampleIndex(0, seed=seed)]['inputs'] for seed in (1, 1, 2))
     assert first.shape == (3, SIZE, SIZE) and first.dtype == torch.uint8
     assert torch.equal(first, same) and not torch.equal(first, other)

@@ -65,8 +65,21 @@ def test_the_figures_equal_those_of_torch_fidelitys_own_command(generated, refer
     assert MAIN([str(generated), str(reference), '--out', str(tmp_path / 'F.json'), *OFFLINE]) == 0
     result = json.loads((tmp_path / 'F.json').read_text())
     wanted = run_own_command(
-        monkeypatch, capsys, '--isc', '--fid', '--kid', '--prc', '--kid-subset-size', '12', '--feature-extractor', RANDOM_CONVOLUTIONS,
-        '--input1', str(generated), '--input2', str(reference))
+        monkeypatch,
+        capsys,
+        '--isc',
+        '--fid',
+        '--kid',
+        '--prc',
+        '--kid-subset-size',
+        '12',
+        '--feature-extractor',
+        RANDOM_CONVOLUTIONS,
+        '--input1',
+        str(generated),
+        '--input2',
+        str(reference),
+    )
     assert result['metrics'] == pytest.approx(label(wanted, RANDOM_CONVOLUTIONS), rel=1e-6)
     assert len(wanted) == 8
 
@@ -74,6 +87,7 @@ def test_the_figures_equal_those_of_torch_fidelitys_own_command(generated, refer
 def test_inception_figures_equal_those_of_torch_fidelitys_own_command(generated, tmp_path, monkeypatch, capsys):
     """With random weights in place of the released ones: the road is the same."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     torch.manual_seed(0)
     with monkeypatch.context() as patch:
         patch.setattr('torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url', lambda *_, **__: None)
@@ -84,11 +98,34 @@ def test_inception_figures_equal_those_of_torch_fidelitys_own_command(generated,
     few.mkdir()
     for path in sorted(generated.iterdir())[:2]:
         os.link(path, few / path.name)
-    assert MAIN([str(few), str(few), '--inception-weights', str(tmp_path / INCEPTION_FILE), '--metrics', 'fid',
-                 '--allow-protocol-mismatch', '--out', str(tmp_path / 'F.json')]) == 0
+    assert (
+        MAIN(
+            [
+                str(few),
+                str(few),
+                '--inception-weights',
+                str(tmp_path / INCEPTION_FILE),
+                '--metrics',
+                'fid',
+                '--allow-protocol-mismatch',
+                '--out',
+                str(tmp_path / 'F.json'),
+            ]
+        )
+        == 0
+    )
     result = json.loads((tmp_path / 'F.json').read_text())
-    wanted = run_own_command(monkeypatch, capsys, '--fid', '--feature-extractor-weights-path', str(tmp_path / INCEPTION_FILE),
-                             '--input1', str(few), '--input2', str(few))
+    wanted = run_own_command(
+        monkeypatch,
+        capsys,
+        '--fid',
+        '--feature-extractor-weights-path',
+        str(tmp_path / INCEPTION_FILE),
+        '--input1',
+        str(few),
+        '--input2',
+        str(few),
+    )
     assert result['metrics'] == pytest.approx(wanted, rel=1e-6, abs=1e-9)
     assert set(wanted) == {'frechet_inception_distance'}
     assert any('Inception weights with SHA-256' in mismatch for mismatch in result['protocol']['mismatches'])
@@ -96,8 +133,13 @@ def test_inception_figures_equal_those_of_torch_fidelitys_own_command(generated,
 
 
 def test_the_result_says_what_was_measured_and_with_what(generated, reference):
-    result = measure(PictureSet.of_folder(generated), PictureSet.of_folder(reference), RANDOM_CONVOLUTIONS, metrics=('fid',),
-                     allow_mismatch=True)
+    result = measure(
+        PictureSet.of_folder(generated),
+        PictureSet.of_folder(reference),
+        RANDOM_CONVOLUTIONS,
+        metrics=('fid',),
+        allow_mismatch=True,
+    )
     assert result['feature_extractor'] == {'name': RANDOM_CONVOLUTIONS}
     assert not any('fid' in name.lower() or 'inception' in name for name in result['metrics'])
     assert result['generated']['num_images'] == result['reference']['num_images'] == 12
@@ -109,7 +151,19 @@ def test_the_result_says_what_was_measured_and_with_what(generated, reference):
 
 
 def test_other_numbers_than_the_protocols_are_refused_unless_allowed(generated, reference, tmp_path, capsys):
-    assert MAIN([str(generated), str(reference), '--out', str(tmp_path / 'F.json'), '--feature-extractor', RANDOM_CONVOLUTIONS]) == 1
+    assert (
+        MAIN(
+            [
+                str(generated),
+                str(reference),
+                '--out',
+                str(tmp_path / 'F.json'),
+                '--feature-extractor',
+                RANDOM_CONVOLUTIONS,
+            ]
+        )
+        == 1
+    )
     message = capsys.readouterr().err
     assert '12 generated images, wanted 50000' in message
     assert '12 reference images, wanted 50000' in message
@@ -126,7 +180,9 @@ def test_sets_by_the_protocol_have_no_mismatch_and_each_departure_is_found(tmp_p
     good = write_pictures(tmp_path / 'good', 0, 2, 256)
     assert mismatches_of(good, good) == []
     jpeg = write_pictures(tmp_path / 'jpeg', 0, 2, 256, 'jpg')
-    assert mismatches_of(good, jpeg) == ['reference images: 2 x JPEG, wanted PNG (lossy files shift FID by more than 2)']
+    assert mismatches_of(good, jpeg) == [
+        'reference images: 2 x JPEG, wanted PNG (lossy files shift FID by more than 2)'
+    ]
     (jpeg / '00000.jpg').rename(jpeg / '00000.png')  # still a JPEG
     assert '2 x JPEG' in mismatches_of(good, jpeg)[0]
     mixed = write_pictures(tmp_path / 'mixed', 0, 2, 256)
@@ -171,7 +227,18 @@ def test_mixed_sizes_can_be_measured_when_allowed(generated, tmp_path):
 
 
 def test_missing_inception_weights_are_named_with_their_source(generated, tmp_path, capsys):
-    assert MAIN([str(generated), str(generated), '--inception-weights', str(tmp_path / 'none.pth'), '--allow-protocol-mismatch']) == 1
+    assert (
+        MAIN(
+            [
+                str(generated),
+                str(generated),
+                '--inception-weights',
+                str(tmp_path / 'none.pth'),
+                '--allow-protocol-mismatch',
+            ]
+        )
+        == 1
+    )
     message = capsys.readouterr().err
     assert 'weights-inception-2015-12-05-6726825d.pth' in message
     assert 'https://github.com/toshas/torch-fidelity/releases/' in message
@@ -205,7 +272,11 @@ def test_unreadable_and_missing_input_is_named(generated, tmp_path, capsys):
     assert MAIN([str(broken), str(generated), '--metrics', 'fid', *OFFLINE]) == 1
     assert '00003.png cannot be read' in capsys.readouterr().err
     (broken / '00003.png').write_bytes(b'no picture')
-    for folder, message in ((broken, '00003.png cannot be read'), (tmp_path / 'nowhere', 'is no folder'), (tmp_path, 'holds no pictures')):
+    for folder, message in (
+        (broken, '00003.png cannot be read'),
+        (tmp_path / 'nowhere', 'is no folder'),
+        (tmp_path, 'holds no pictures'),
+    ):
         with pytest.raises(ValueError, match=message):
             PictureSet.of_folder(folder)
 

@@ -25,7 +25,9 @@ def source(tmp_path: Path) -> Path:
     for name, (width, height) in SIZES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)).resize((width, height)).save(path, quality=95)
+        Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)).resize(
+            (width, height)
+        ).save(path, quality=95)
     Image.new('L', (260, 300), 99).save(folder / 'n02' / 'd.JPEG')
     return folder
 

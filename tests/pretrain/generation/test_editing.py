@@ -117,19 +117,46 @@ def test_an_empty_mask_gives_the_reconstruction_and_pasting_the_picture_itself(f
 def test_pasting_puts_pixels_back_outside_of_the_mask_only(files, picture):
     mask = torch.zeros(NUM_TOKENS, dtype=torch.bool)
     mask[0] = True
-    plain, pasted = (edit(files.model, picture, mask, 1, 0, FEW_STEPS, paste=paste).results[0] for paste in (False, True))
+    plain, pasted = (
+        edit(files.model, picture, mask, 1, 0, FEW_STEPS, paste=paste).results[0] for paste in (False, True)
+    )
     assert torch.equal(plain[:, :8, :8], pasted[:, :8, :8])
     assert torch.equal(pasted[:, 8:], to_images([picture])[0, :, 8:])
 
 
-@pytest.mark.parametrize(('options', 'num_masked'), [
-    (['--box', '0', '0', '16', '8'], 2), (['--box', '0', '0', '16', '8', '--invert'], 14), (['--mask', 'mask.png'], 4),
-    (['--outpaint', '8'], 12), (['--ratio', '0.5'], 8)])
-def test_the_tool_writes_before_masks_results_and_all_side_by_side(files, picture, tmp_path, monkeypatch, capsys, options, num_masked):
+@pytest.mark.parametrize(
+    ('options', 'num_masked'),
+    [
+        (['--box', '0', '0', '16', '8'], 2),
+        (['--box', '0', '0', '16', '8', '--invert'], 14),
+        (['--mask', 'mask.png'], 4),
+        (['--outpaint', '8'], 12),
+        (['--ratio', '0.5'], 8),
+    ],
+)
+def test_the_tool_writes_before_masks_results_and_all_side_by_side(
+    files, picture, tmp_path, monkeypatch, capsys, options, num_masked
+):
     monkeypatch.chdir(tmp_path)
     picture.save('picture.png')
     mask_of_boxes([(8, 8, 24, 24)], picture.size).save('mask.png')
-    assert MAIN([files.config, files.checkpoint, 'picture.png', '--out', 'out', '--steps', '2', '--num-results', '2', *options]) == 0
+    assert (
+        MAIN(
+            [
+                files.config,
+                files.checkpoint,
+                'picture.png',
+                '--out',
+                'out',
+                '--steps',
+                '2',
+                '--num-results',
+                '2',
+                *options,
+            ]
+        )
+        == 0
+    )
     assert f'{num_masked} of 16 tokens' in capsys.readouterr().out
     wanted = {'before.png', 'edit.png', 'mask_00.png', 'mask_01.png', 'result_00.png', 'result_01.png'}
     assert {path.name for path in Path('out').iterdir()} == wanted
@@ -139,9 +166,11 @@ def test_the_tool_names_what_is_wrong(files, picture, tmp_path, capsys):
     picture.save(tmp_path / 'p.png')
     (tmp_path / 'text.png').write_text('no picture')
     command = [files.config, files.checkpoint, '--out', str(tmp_path / 'out'), '--steps', '2']
-    for options, message in (([str(tmp_path / 'text.png'), '--ratio', '0.5'], 'cannot identify image file'),
-                             ([str(tmp_path / 'none.png'), '--ratio', '0.5'], 'none.png'),
-                             ([str(tmp_path / 'p.png'), '--ratio', '1.5'], 'a mask ratio lies in [0, 1], got 1.5')):
+    for options, message in (
+        ([str(tmp_path / 'text.png'), '--ratio', '0.5'], 'cannot identify image file'),
+        ([str(tmp_path / 'none.png'), '--ratio', '0.5'], 'none.png'),
+        ([str(tmp_path / 'p.png'), '--ratio', '1.5'], 'a mask ratio lies in [0, 1], got 1.5'),
+    ):
         assert MAIN([*command, *options]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
@@ -149,6 +178,23 @@ def test_the_tool_names_what_is_wrong(files, picture, tmp_path, capsys):
 
 def test_the_tool_says_that_a_mask_covers_nothing(files, picture, tmp_path, capsys):
     picture.resize((640, 640)).save(tmp_path / 'large.png')
-    assert MAIN([files.config, files.checkpoint, str(tmp_path / 'large.png'), '--out', str(tmp_path / 'out'), '--steps', '2',
-                 '--box', '0', '0', '4', '4']) == 0
+    assert (
+        MAIN(
+            [
+                files.config,
+                files.checkpoint,
+                str(tmp_path / 'large.png'),
+                '--out',
+                str(tmp_path / 'out'),
+                '--steps',
+                '2',
+                '--box',
+                '0',
+                '0',
+                '4',
+                '4',
+            ]
+        )
+        == 0
+    )
     assert 'the mask covers no pixel' in capsys.readouterr().err

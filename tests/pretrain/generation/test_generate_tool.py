@@ -85,13 +85,15 @@ def test_the_steps_figure_shows_every_step_and_ends_with_the_image(unbroken):
     figure = pixels(unbroken / 'steps.png')
     side = 96  # enlarged threefold, so that captions can be read
     assert IMG_SIZE == 32 and figure.shape[1] == 4 * (side + 4) - 4
-    last = figure[16:16 + side:3, -side::3]
+    last = figure[16 : 16 + side : 3, -side::3]
     assert np.abs(last - pixels(unbroken / '00001.png')).max() <= 1
 
 
 @pytest.mark.parametrize('batch_size', [1, 7])
 def test_the_batch_size_changes_nothing_but_rounding(files, unbroken, tmp_path, batch_size):
-    assert MAIN([files.config, files.checkpoint, '--out', str(tmp_path), *OPTIONS, '--batch-size', str(batch_size)]) == 0
+    assert (
+        MAIN([files.config, files.checkpoint, '--out', str(tmp_path), *OPTIONS, '--batch-size', str(batch_size)]) == 0
+    )
     for index in range(NUM_IMAGES):
         assert np.abs(pixels(tmp_path / f'{index:05d}.png') - pixels(unbroken / f'{index:05d}.png')).max() <= 1
 
@@ -106,8 +108,18 @@ def test_another_seed_gives_other_images_and_their_number_does_not_matter(files,
 
 
 def test_two_processes_write_the_same_files(files, unbroken, tmp_path):
-    command = [str(TOOLS / 'dist_generate.sh'), files.config, files.checkpoint, '2', '--out', str(tmp_path / 'out'), *OPTIONS]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {'PYTHON': sys.executable}, timeout=300)
+    command = [
+        str(TOOLS / 'dist_generate.sh'),
+        files.config,
+        files.checkpoint,
+        '2',
+        '--out',
+        str(tmp_path / 'out'),
+        *OPTIONS,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {'PYTHON': sys.executable}, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / 'out') == contents(unbroken)
 
@@ -115,7 +127,9 @@ def test_two_processes_write_the_same_files(files, unbroken, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_files(files, unbroken, tmp_path):
     out = tmp_path / 'out'
     command = [files.config, files.checkpoint, '--out', str(out), *OPTIONS]
-    running = subprocess.Popen([sys.executable, str(TOOLS / 'generate.py'), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [sys.executable, str(TOOLS / 'generate.py'), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not (out / '00002.png').exists() and running.poll() is None:
         time.sleep(0.002)
     running.kill()
@@ -148,14 +162,17 @@ def test_a_folder_of_other_settings_is_refused(files, unbroken, tmp_path, capsys
     assert 'holds images but no generation.json' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (['--steps', '0'], 'steps must be at least 1'),
-    (['--top-p', '1.5'], 'top_p must lie in'),
-    (['--threads', '0'], '--threads must be at least 1'),
-    (['--launcher', 'pytorch'], 'RANK, LOCAL_RANK, WORLD_SIZE are not set'),
-    (['--ema'], 'holds no averaged weights'),
-    (['--tokenizer', 'nowhere.pth'], 'nowhere.pth'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--steps', '0'], 'steps must be at least 1'),
+        (['--top-p', '1.5'], 'top_p must lie in'),
+        (['--threads', '0'], '--threads must be at least 1'),
+        (['--launcher', 'pytorch'], 'RANK, LOCAL_RANK, WORLD_SIZE are not set'),
+        (['--ema'], 'holds no averaged weights'),
+        (['--tokenizer', 'nowhere.pth'], 'nowhere.pth'),
+    ],
+)
 def test_what_cannot_work_is_said_in_a_line(files, tmp_path, capsys, options, message):
     assert MAIN([files.config, files.checkpoint, '--out', str(tmp_path), *OPTIONS, *options]) == 1
     assert message in capsys.readouterr().err
@@ -163,10 +180,30 @@ def test_what_cannot_work_is_said_in_a_line(files, tmp_path, capsys, options, me
 
 
 def test_bfloat16_runs_the_tokenizer_in_it_and_gives_images(files, tmp_path):
-    assert MAIN([files.config, files.checkpoint, '--out', str(tmp_path), '--num-images', '1', '--steps', '2', '--precision', 'bf16']) == 0
+    assert (
+        MAIN(
+            [
+                files.config,
+                files.checkpoint,
+                '--out',
+                str(tmp_path),
+                '--num-images',
+                '1',
+                '--steps',
+                '2',
+                '--precision',
+                'bf16',
+            ]
+        )
+        == 0
+    )
     assert pixels(tmp_path / '00000.png').std() > 1
     model = load_generator(Config.fromfile(files.config), files.checkpoint)
-    inputs = torch.zeros(1, 3, IMG_SIZE, IMG_SIZE), torch.zeros(1, 16, dtype=torch.int64), torch.ones(1, 16, dtype=torch.bool)
+    inputs = (
+        torch.zeros(1, 3, IMG_SIZE, IMG_SIZE),
+        torch.zeros(1, 16, dtype=torch.int64),
+        torch.ones(1, 16, dtype=torch.bool),
+    )
     wanted = model.predict_logits(*inputs)
     with precision(model, 'bf16'):
         assert model.tokenizer.decoder.conv_in.weight.dtype == torch.bfloat16
@@ -211,7 +248,9 @@ def test_the_tokenizer_option_goes_before_the_checkpoints_own(files, tmp_path):
     torch.nn.init.zeros_(other.codebook)
     save_with_prefix(other, 'tokenizer.', tmp_path / 'other.pth')
     torch.save(published(files.model, 'vqgan'), tmp_path / 'released.pth')
-    model = load_generator(Config.fromfile(files.config), tmp_path / 'released.pth', tokenizer=str(tmp_path / 'other.pth'))
+    model = load_generator(
+        Config.fromfile(files.config), tmp_path / 'released.pth', tokenizer=str(tmp_path / 'other.pth')
+    )
     assert not model.tokenizer.codebook.any()
 
 
@@ -227,7 +266,10 @@ def test_averaged_weights_are_taken_if_there_are_any(files, tmp_path):
 def test_checkpoints_that_do_not_fit_or_exist_are_refused(files, tmp_path):
     cfg = Config.fromfile(files.config)
     tensors = torch.load(files.checkpoint)['state_dict']
-    torch.save(dict(state_dict={name: value for name, value in tensors.items() if 'cls_token' not in name}), tmp_path / 'gap.pth')
+    torch.save(
+        dict(state_dict={name: value for name, value in tensors.items() if 'cls_token' not in name}),
+        tmp_path / 'gap.pth',
+    )
     with pytest.raises(CheckpointError, match=r'does not fit the model of [\s\S]*cls_token'):
         load_generator(cfg, tmp_path / 'gap.pth')
     with pytest.raises(CheckpointError, match='holds no checkpoint iter_'):

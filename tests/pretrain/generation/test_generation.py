@@ -35,17 +35,26 @@ def golden_run(golden: dict[str, Tensor]) -> list[tuple[Tensor, GenerationStep]]
         arch = {name: sizes[name] for name in ('width', 'depth', 'num_heads')}
         return dict(arch=arch, decoder_depth=sizes['decoder_depth'], decoder_num_heads=sizes['decoder_num_heads'])
 
-    model = ADDP(**split(config), img_size=config['img_size'], patch_size=config['patch_size'], tokenizer=config['tokenizer'],
-                 token_predictor=split(config['token_predictor'])).eval()
+    model = ADDP(
+        **split(config),
+        img_size=config['img_size'],
+        patch_size=config['patch_size'],
+        tokenizer=config['tokenizer'],
+        token_predictor=split(config['token_predictor']),
+    ).eval()
     model.load_published(load_file(GOLDEN / 'addp_tiny.weights.safetensors'))
     sampling = Sampling(steps=len(STEPS))
-    state = GenerationStep(torch.zeros(2, 3, 256, 256), torch.zeros(2, 256, dtype=torch.int64), torch.ones(2, 256, dtype=torch.bool))
+    state = GenerationStep(
+        torch.zeros(2, 3, 256, 256), torch.zeros(2, 256, dtype=torch.int64), torch.ones(2, 256, dtype=torch.bool)
+    )
     run = []
     with torch.no_grad():
         for step in STEPS:
             logits = model.predict_logits(state.images, state.tokens, state.mask)
             sampled, gumbel = golden[f'step{step}.sampled_ids'].long(), golden[f'step{step}.gumbel']
-            state = advance(model, state, logits, sampled, gumbel, sampling.num_masked(step, 256), sampling.temperature_at(step))
+            state = advance(
+                model, state, logits, sampled, gumbel, sampling.num_masked(step, 256), sampling.temperature_at(step)
+            )
             run.append((logits, state))
     return run
 
@@ -152,7 +161,9 @@ def test_with_one_generator_the_first_images_do_not_depend_on_how_many_follow(mo
 
 def test_images_of_one_run_never_share_their_draws():
     indices = [0, 1, 2, 3, 1000, 49_999, 2**31, 2**32 - 1]
-    draws = {tuple(torch.rand(4, generator=image_generator(seed, index)).tolist()) for seed in (0, 1) for index in indices}
+    draws = {
+        tuple(torch.rand(4, generator=image_generator(seed, index)).tolist()) for seed in (0, 1) for index in indices
+    }
     assert len(draws) == 2 * len(indices)
 
 
@@ -215,9 +226,13 @@ def test_the_tokens_under_the_mask_have_no_influence(model, images, monkeypatch)
     results = []
     encode = model.tokenizer.encode
     for offset in (0, 17):
+
         def encode_with_other_tokens_under_the_mask(pixels, offset=offset):
             quantized = encode(pixels)
-            return quantized._replace(tokens=torch.where(mask, (quantized.tokens + offset) % NUM_CODES, quantized.tokens))
+            return quantized._replace(
+                tokens=torch.where(mask, (quantized.tokens + offset) % NUM_CODES, quantized.tokens)
+            )
+
         monkeypatch.setattr(model.tokenizer, 'encode', encode_with_other_tokens_under_the_mask)
         results.append(last_step(model, 3, Sampling(3), images=images, mask=mask).images)
     assert torch.equal(*results)
@@ -285,19 +300,28 @@ def test_noise_is_finite_at_the_ends_of_its_range():
     assert to_gumbel(torch.tensor([0.0, 1 - 2**-24])).isfinite().all()
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(steps=0), 'steps must be at least 1, got 0'),
-    (dict(schedule='cubic'), "schedule must be one of .* got 'cubic'"),
-    (dict(temperature=-1.0), 'temperature must be 0 or more'),
-    (dict(top_p=0.0), 'top_p must lie in'),
-    (dict(num_images=0), 'num_images must be at least 1'),
-    (dict(generator=[torch.Generator()]), 'got 1 generators for 3 images'),
-    (dict(mask=torch.ones(3, NUM_TOKENS, dtype=torch.bool)), 'mask is given without images'),
-    (dict(images=torch.zeros(3, 3, IMG_SIZE, IMG_SIZE)), 'images are given without a mask'),
-    (dict(images=torch.zeros(2, 3, IMG_SIZE, IMG_SIZE), mask=torch.ones(3, NUM_TOKENS, dtype=torch.bool)), 'images must be floats'),
-    (dict(images=torch.zeros(3, 3, IMG_SIZE, IMG_SIZE), mask=torch.ones(3, NUM_TOKENS)), 'mask must be bool'),
-    (dict(images=torch.zeros(3, 3, IMG_SIZE, IMG_SIZE), mask=torch.ones(3, NUM_TOKENS).tril().bool()), 'equally many True'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(steps=0), 'steps must be at least 1, got 0'),
+        (dict(schedule='cubic'), "schedule must be one of .* got 'cubic'"),
+        (dict(temperature=-1.0), 'temperature must be 0 or more'),
+        (dict(top_p=0.0), 'top_p must lie in'),
+        (dict(num_images=0), 'num_images must be at least 1'),
+        (dict(generator=[torch.Generator()]), 'got 1 generators for 3 images'),
+        (dict(mask=torch.ones(3, NUM_TOKENS, dtype=torch.bool)), 'mask is given without images'),
+        (dict(images=torch.zeros(3, 3, IMG_SIZE, IMG_SIZE)), 'images are given without a mask'),
+        (
+            dict(images=torch.zeros(2, 3, IMG_SIZE, IMG_SIZE), mask=torch.ones(3, NUM_TOKENS, dtype=torch.bool)),
+            'images must be floats',
+        ),
+        (dict(images=torch.zeros(3, 3, IMG_SIZE, IMG_SIZE), mask=torch.ones(3, NUM_TOKENS)), 'mask must be bool'),
+        (
+            dict(images=torch.zeros(3, 3, IMG_SIZE, IMG_SIZE), mask=torch.ones(3, NUM_TOKENS).tril().bool()),
+            'equally many True',
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         generate(model, **{'num_images': 3, **options})

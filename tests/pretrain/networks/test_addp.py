@@ -28,8 +28,10 @@ def sample(model, batch):
 
 
 def frozen_parameters(model):
-    return {**{f'tokenizer.{name}': value for name, value in model.tokenizer.named_parameters()},
-            **{f'token_predictor.{name}': value for name, value in model.token_predictor.named_parameters()}}
+    return {
+        **{f'tokenizer.{name}': value for name, value in model.tokenizer.named_parameters()},
+        **{f'token_predictor.{name}': value for name, value in model.token_predictor.named_parameters()},
+    }
 
 
 def test_diffuse_returns_tokens_images_and_targets_of_the_promised_shapes(sample):
@@ -83,8 +85,9 @@ def test_pixels_do_not_matter_where_everything_is_masked(model, sample):
 def test_pixels_are_clamped_to_the_unit_interval(model, batch, sample):
     mask = batch[1]
     wild = sample.noisy_images * 4 - 2
-    torch.testing.assert_close(model.predict_logits(wild, sample.tokens, mask),
-                               model.predict_logits(wild.clamp(0, 1), sample.tokens, mask))
+    torch.testing.assert_close(
+        model.predict_logits(wild, sample.tokens, mask), model.predict_logits(wild.clamp(0, 1), sample.tokens, mask)
+    )
 
 
 def test_the_loss_does_not_depend_on_the_target_at_unmasked_places(model, batch, sample):
@@ -143,13 +146,22 @@ def test_a_few_steps_lower_the_loss(batch):
 def test_train_mode_leaves_the_frozen_networks_in_eval_mode(batch):
     model = tiny_addp().train()
     assert model.training and model.blocks[0].training
-    assert not any(module.training for frozen in (model.tokenizer, model.token_predictor) for module in frozen.modules())
+    assert not any(
+        module.training for frozen in (model.tokenizer, model.token_predictor) for module in frozen.modules()
+    )
     assert torch.equal(model.diffuse(*batch).target, model.diffuse(*batch).target)
 
 
 def test_a_fresh_model_has_its_frozen_networks_in_eval_mode():
-    model = ADDP(arch=ARCH, decoder_depth=1, decoder_num_heads=4, img_size=32, patch_size=8, tokenizer=TOKENIZER,
-                 token_predictor=dict(arch=ARCH, decoder_depth=1, decoder_num_heads=4))
+    model = ADDP(
+        arch=ARCH,
+        decoder_depth=1,
+        decoder_num_heads=4,
+        img_size=32,
+        patch_size=8,
+        tokenizer=TOKENIZER,
+        token_predictor=dict(arch=ARCH, decoder_depth=1, decoder_num_heads=4),
+    )
     assert not model.tokenizer.training and not model.token_predictor.training
 
 
@@ -167,7 +179,9 @@ def test_hidden_tokens_leave_the_loss_to_the_pixels_in_train_mode_only(batch, sa
     mask = batch[1]
     other = sample._replace(tokens=(sample.tokens + 1) % NUM_CODES)
     torch.testing.assert_close(model.train().masked_loss(other, mask), model.masked_loss(sample, mask), rtol=0, atol=0)
-    assert not torch.equal(model.masked_loss(sample._replace(noisy_images=1 - sample.noisy_images), mask), model.masked_loss(sample, mask))
+    assert not torch.equal(
+        model.masked_loss(sample._replace(noisy_images=1 - sample.noisy_images), mask), model.masked_loss(sample, mask)
+    )
     assert not torch.equal(model.eval().masked_loss(other, mask), model.masked_loss(sample, mask))
 
 
@@ -208,9 +222,14 @@ def test_the_state_dict_has_the_published_names_of_what_is_trained():
     assert set(model.state_dict()) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize('load', [
-    lambda model, weights: model.load_state_dict(weights),
-    lambda model, weights: load_state_dict(model, weights, strict=True)], ids=['torch', 'mmengine'])
+@pytest.mark.parametrize(
+    'load',
+    [
+        lambda model, weights: model.load_state_dict(weights),
+        lambda model, weights: load_state_dict(model, weights, strict=True),
+    ],
+    ids=['torch', 'mmengine'],
+)
 def test_a_state_dict_without_frozen_networks_loads_strictly_and_leaves_them_alone(load):
     source, target = tiny_addp(), Wrapper(tiny_addp())
     with torch.no_grad():
@@ -315,12 +334,15 @@ def test_another_resolution_and_number_of_codes_follow_from_the_options():
     assert model.predict_logits(sample.noisy_images, sample.tokens, mask).shape == (1, 36, 40)
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(img_size=36), 'img_size must be a multiple of patch_size, got 36 and 8'),
-    (dict(patch_size=16), r'8 x 8 pixels .* for patch_size=16'),
-    (dict(decoder_num_heads=5), 'multiple of num_heads'),
-    (dict(token_dropout=1.5), 'token_dropout is a probability, got 1.5'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(img_size=36), 'img_size must be a multiple of patch_size, got 36 and 8'),
+        (dict(patch_size=16), r'8 x 8 pixels .* for patch_size=16'),
+        (dict(decoder_num_heads=5), 'multiple of num_heads'),
+        (dict(token_dropout=1.5), 'token_dropout is a probability, got 1.5'),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tiny_addp(**options)

@@ -11,8 +11,14 @@ from pretrain import ADDP
 
 GOLDEN = Path(__file__).parents[3] / 'tests' / 'golden'
 TOLERANCE = 1e-4
-GRADIENTS = ('blocks.0.attn.qkv.weight', 'decoder_blocks.1.mlp.fc2.weight', 'mlm_layer.fc.weight', 'patch_embed.proj.weight',
-             'pos_embed', 'token_emb.weight')
+GRADIENTS = (
+    'blocks.0.attn.qkv.weight',
+    'decoder_blocks.1.mlp.fc2.weight',
+    'mlm_layer.fc.weight',
+    'patch_embed.proj.weight',
+    'pos_embed',
+    'token_emb.weight',
+)
 
 
 def assert_close(got, wanted):
@@ -26,7 +32,11 @@ def assert_close(got, wanted):
 @pytest.fixture(scope='module')
 def golden():
     outputs = load_file(GOLDEN / 'addp_tiny.outputs.safetensors')
-    return outputs | {name: outputs[name].bool() for name in ('mask', 'mask_next')} | {'token_ids': outputs['token_ids'].long()}
+    return (
+        outputs
+        | {name: outputs[name].bool() for name in ('mask', 'mask_next')}
+        | {'token_ids': outputs['token_ids'].long()}
+    )
 
 
 @pytest.fixture(scope='module')
@@ -37,8 +47,13 @@ def model():
         arch = {name: sizes[name] for name in ('width', 'depth', 'num_heads')}
         return dict(arch=arch, decoder_depth=sizes['decoder_depth'], decoder_num_heads=sizes['decoder_num_heads'])
 
-    model = ADDP(**split(config), img_size=config['img_size'], patch_size=config['patch_size'], tokenizer=config['tokenizer'],
-                 token_predictor=split(config['token_predictor']))
+    model = ADDP(
+        **split(config),
+        img_size=config['img_size'],
+        patch_size=config['patch_size'],
+        tokenizer=config['tokenizer'],
+        token_predictor=split(config['token_predictor']),
+    )
     report = model.load_published(load_file(GOLDEN / 'addp_tiny.weights.safetensors'))
     assert not report.absent
     return model.eval()

@@ -27,7 +27,9 @@ def generator(seed=0):
 def test_the_distribution_equals_the_published_ratios_and_probabilities():
     published = json.loads((GOLDEN / 'mask_ratio_distribution.json').read_text())
     ratios, probs = mask_ratio_distribution()
-    torch.testing.assert_close(ratios, torch.tensor(published['mask_ratios'], dtype=torch.float64), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        ratios, torch.tensor(published['mask_ratios'], dtype=torch.float64), rtol=1e-6, atol=1e-7
+    )
     torch.testing.assert_close(probs, torch.tensor(published['probs'], dtype=torch.float64), rtol=1e-6, atol=1e-8)
 
 

@@ -93,8 +93,10 @@ def test_tokens_of_another_length_are_refused(predictor):
 
 def test_dropped_tokens_are_missing_from_the_encoders_sequence_and_back_in_the_decoders(predictor, tokens, mask):
     lengths = []
-    hooks = [blocks.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
-             for blocks in (predictor.blocks, predictor.decoder_blocks)]
+    hooks = [
+        blocks.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+        for blocks in (predictor.blocks, predictor.decoder_blocks)
+    ]
     predictor.predict_logits(tokens, mask, dropped=mask)
     for hook in hooks:
         hook.remove()

@@ -121,7 +121,9 @@ def test_the_codebook_loss_moves_codes_and_the_commitment_loss_moves_the_encoder
     tokenizer = tiny_tokenizer()
     losses, _ = TokenizerObjective()(tokenizer, images)
     encoder = tokenizer.encoder.conv_out.weight
-    by_codebook = torch.autograd.grad(losses['loss_codebook'], (tokenizer.codebook, encoder), retain_graph=True, allow_unused=True)
+    by_codebook = torch.autograd.grad(
+        losses['loss_codebook'], (tokenizer.codebook, encoder), retain_graph=True, allow_unused=True
+    )
     by_commitment = torch.autograd.grad(losses['loss_commitment'], (tokenizer.codebook, encoder), allow_unused=True)
     assert by_codebook[0].any() and by_codebook[1] is None
     assert by_commitment[0] is None and by_commitment[1].any()
@@ -189,11 +191,15 @@ def test_the_adversarial_losses_train_each_its_own_network(images):
 
 
 def test_before_its_start_the_adversarial_term_is_zero_but_every_parameter_has_a_gradient(images):
-    objective = TokenizerObjective(adversarial_weight=0.5, adversarial_start_iters=10, discriminator=dict(base_channels=8))
+    objective = TokenizerObjective(
+        adversarial_weight=0.5, adversarial_start_iters=10, discriminator=dict(base_channels=8)
+    )
     losses, _ = objective(tiny_tokenizer(), images, iteration=9)
     assert losses['loss_adversarial'] == 0 and losses['loss_discriminator'] == 0
     sum(losses.values()).backward()
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in objective.discriminator.parameters())
+    assert all(
+        parameter.grad is not None and not parameter.grad.any() for parameter in objective.discriminator.parameters()
+    )
 
 
 def test_the_adaptive_weight_gives_both_gradients_one_norm():

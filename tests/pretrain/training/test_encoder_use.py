@@ -34,9 +34,11 @@ def by_loops(model, batch):
     scores = [logits[place].double().log_softmax(0) for place in zip(*mask.nonzero(as_tuple=True), strict=True)]
     mean = sum(targets) / len(targets)
     count = len(targets)
-    return (sum(float(-(q * q.log()).sum()) for q in targets) / count,
-            sum(float(-(q * s).sum()) for q, s in zip(targets, scores, strict=True)) / count,
-            sum(float(-(q * mean.log()).sum()) for q in targets) / count)
+    return (
+        sum(float(-(q * q.log()).sum()) for q in targets) / count,
+        sum(float(-(q * s).sum()) for q, s in zip(targets, scores, strict=True)) / count,
+        sum(float(-(q * mean.log()).sum()) for q in targets) / count,
+    )
 
 
 def test_the_cross_entropies_are_those_of_a_loop_over_places(model, batch):
@@ -49,7 +51,8 @@ def test_batches_count_by_their_places(model, batch):
     parts = [tuple(tensor[:2] for tensor in batch), tuple(tensor[2:] for tensor in batch)]
     whole, split = measure_encoder_use(model, [batch]), measure_encoder_use(model, parts)
     assert (split.least, split.addp, split.without_tokens, split.most) == pytest.approx(
-        (whole.least, whole.addp, whole.without_tokens, whole.most), rel=1e-5)
+        (whole.least, whole.addp, whole.without_tokens, whole.most), rel=1e-5
+    )
 
 
 def test_a_decoder_that_does_not_listen_loses_nothing_by_another_images_encoder(batch):
@@ -92,8 +95,11 @@ def test_the_model_keeps_its_mode_and_dropout_does_not_act(batch):
     assert model.training
 
 
-@pytest.mark.parametrize('batches', [[], [tiny_batch(1)], [tuple(t & False if t.dtype == torch.bool else t for t in tiny_batch(2))]],
-                         ids=['none', 'one image', 'nothing masked'])
+@pytest.mark.parametrize(
+    'batches',
+    [[], [tiny_batch(1)], [tuple(t & False if t.dtype == torch.bool else t for t in tiny_batch(2))]],
+    ids=['none', 'one image', 'nothing masked'],
+)
 def test_what_cannot_be_measured_is_refused(model, batches):
     with pytest.raises(ValueError, match='wanted'):
         measure_encoder_use(model, batches)
@@ -106,11 +112,18 @@ def config(tmp_path, model):
     save_with_prefix(model, 'addp.', tmp_path / 'addp.pth')
     for name in ('tokenizer', 'token_predictor'):
         save_with_prefix(model.get_submodule(name), f'{name}.', tmp_path / f'{name}.pth')
-    pipeline = [dict(type='SeedAugmentation'), dict(type='RandomResizedCropImage', size=IMG_SIZE), dict(type='PackImage')]
+    pipeline = [
+        dict(type='SeedAugmentation'),
+        dict(type='RandomResizedCropImage', size=IMG_SIZE),
+        dict(type='PackImage'),
+    ]
     dataset = dict(type='ImageFolderDataset', data_root=str(make_images(tmp_path / 'images')), pipeline=pipeline)
     sources = {name: str(tmp_path / f'{name}.pth') for name in ('tokenizer', 'token_predictor')}
-    settings = dict(custom_imports=dict(imports=['pretrain.training']), train_dataloader=dict(dataset=dataset),
-                    model=dict(type='ADDPPretraining', network=network, init_cfg=sources))
+    settings = dict(
+        custom_imports=dict(imports=['pretrain.training']),
+        train_dataloader=dict(dataset=dataset),
+        model=dict(type='ADDPPretraining', network=network, init_cfg=sources),
+    )
     path = tmp_path / 'config.py'
     path.write_text('\n'.join(f'{key} = {value!r}' for key, value in settings.items()) + '\n', encoding='utf-8')
     return path

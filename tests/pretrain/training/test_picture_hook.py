@@ -20,14 +20,20 @@ def columns_of(model, count: int = 2) -> dict[str, torch.Tensor]:
 
 def test_every_model_shows_its_input_and_what_it_makes_of_it():
     predictor = TokenPredictorTraining(PREDICTOR, TOKENIZER, IMG_SIZE)
-    titles = {type(model).__name__: list(columns_of(model)) for model in (random_addp(), TokenizerTraining(TOKENIZER), predictor)}
+    titles = {
+        type(model).__name__: list(columns_of(model))
+        for model in (random_addp(), TokenizerTraining(TOKENIZER), predictor)
+    }
     assert titles == dict(
         GivenMasks=['input', 'reconstruction', 'mask (0.55 .. 1)', 'noisy image', 'most likely'],
         TokenizerTraining=['input', 'reconstruction'],
-        TokenPredictorTraining=['input', 'reconstruction', 'mask (0.55 .. 1)', 'most likely', 'expected'])
+        TokenPredictorTraining=['input', 'reconstruction', 'mask (0.55 .. 1)', 'most likely', 'expected'],
+    )
     for model in (random_addp(), TokenizerTraining(TOKENIZER), predictor):
         columns = columns_of(model)
-        assert all(column.shape == (2, 3, IMG_SIZE, IMG_SIZE) and not column.requires_grad for column in columns.values())
+        assert all(
+            column.shape == (2, 3, IMG_SIZE, IMG_SIZE) and not column.requires_grad for column in columns.values()
+        )
         assert torch.equal(columns['input'], tiny_batch()[0][:2])
         assert model.training
 
@@ -55,14 +61,20 @@ def test_a_picture_has_the_columns_beside_each_other_with_clamped_pixels():
     picture = compose({'a': torch.zeros(2, 3, 32, 32), 'b': red})
     assert picture.size == (2 * 96 + 4, 16 + 2 * 96 + 4)  # each enlarged threefold, so that titles can be read
     pixels = np.asarray(picture)
-    assert (pixels[16:112, :96] == 0).all() and (pixels[116:212, 100:] == (255, 0, 0)).all() and (pixels[112:116] == 255).all()
+    assert (
+        (pixels[16:112, :96] == 0).all()
+        and (pixels[116:212, 100:] == (255, 0, 0)).all()
+        and (pixels[112:116] == 255).all()
+    )
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """Work dirs of a tokenizer run with and one without pictures."""
     root = tmp_path_factory.mktemp('pictures')
-    config = write_leaf(root, 'tokenizer_tiny', make_images(root / 'images'), MODELS['tokenizer_tiny'], train_cfg=dict(max_iters=3))
+    config = write_leaf(
+        root, 'tokenizer_tiny', make_images(root / 'images'), MODELS['tokenizer_tiny'], train_cfg=dict(max_iters=3)
+    )
     shown = train(config, root / 'with', options=('default_hooks.picture.interval=2',))
     return shown, train(config, root / 'without', options=('default_hooks.picture.interval=0',))
 

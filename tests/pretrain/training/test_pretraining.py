@@ -52,16 +52,26 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = make_images(root / 'images')
     sources = dict(tokenizer=str(root / 'tokenizer_tiny'), token_predictor=str(root / 'token_predictor_tiny'))
     for name, model in MODELS.items():
-        needed = {'tokenizer_tiny': {}, 'token_predictor_tiny': dict(tokenizer=sources['tokenizer']), 'addp_tiny': sources}[name]
+        needed = {
+            'tokenizer_tiny': {},
+            'token_predictor_tiny': dict(tokenizer=sources['tokenizer']),
+            'addp_tiny': sources,
+        }[name]
         config = write_leaf(root / 'configs', name, images, dict(model, init_cfg=needed), train_cfg=dict(max_iters=4))
-        options = ('default_hooks.ema.type=EMAHook', 'default_hooks.ema.ema_type=TrainedPartEMA') if name == 'addp_tiny' else ()
+        options = (
+            ('default_hooks.ema.type=EMAHook', 'default_hooks.ema.ema_type=TrainedPartEMA')
+            if name == 'addp_tiny'
+            else ()
+        )
         train(config, root / name, options=options)
     return root
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_a_run_stopped_and_resumed_gives_the_same_bits_as_an_unbroken_one(stages, tmp_path, name):
-    options = ('default_hooks.ema.type=EMAHook', 'default_hooks.ema.ema_type=TrainedPartEMA') if name == 'addp_tiny' else ()
+    options = (
+        ('default_hooks.ema.type=EMAHook', 'default_hooks.ema.ema_type=TrainedPartEMA') if name == 'addp_tiny' else ()
+    )
     stopped = tmp_path / 'run'
     stopped.mkdir()
     (stopped / 'iter_2.pth').symlink_to(stages / name / 'iter_2.pth')
@@ -72,7 +82,8 @@ def test_a_run_stopped_and_resumed_gives_the_same_bits_as_an_unbroken_one(stages
     for step in resumed:
         noise = ('time', 'images_per_s', 'memory', 'eta')
         assert {k: v for k, v in resumed[step].items() if not any(word in k for word in noise)} == {
-            k: v for k, v in unbroken[step].items() if not any(word in k for word in noise)}
+            k: v for k, v in unbroken[step].items() if not any(word in k for word in noise)
+        }
     for key, value in state_dict(stages / name / 'iter_4.pth').items():
         assert torch.equal(value, state_dict(stopped / 'iter_4.pth')[key]), key
 
@@ -81,12 +92,16 @@ def test_the_log_has_what_a_user_watches(stages):
     record = logged_losses(stages / 'tokenizer_tiny')[4]
     assert {'psnr', 'codebook_used', 'perplexity', 'images_per_s', 'grad_norm', 'lr'} <= record.keys()
     assert {'loss', 'mask_ratio', 'target_entropy'} <= logged_losses(stages / 'addp_tiny')[4].keys()
-    assert {record['mask_ratio'] for record in logged_losses(stages / 'addp_tiny').values()} != {record.get('mask_ratio')}
+    assert {record['mask_ratio'] for record in logged_losses(stages / 'addp_tiny').values()} != {
+        record.get('mask_ratio')
+    }
 
 
 def test_checkpoints_hold_no_frozen_network(stages):
     assert not [name for name in state_dict(stages / 'addp_tiny' / 'iter_4.pth') if name.startswith(FROZEN)]
-    assert all(name.startswith('token_predictor.') for name in state_dict(stages / 'token_predictor_tiny' / 'iter_4.pth'))
+    assert all(
+        name.startswith('token_predictor.') for name in state_dict(stages / 'token_predictor_tiny' / 'iter_4.pth')
+    )
 
 
 def test_the_frozen_networks_are_those_of_the_two_runs_before(stages):
@@ -103,7 +118,12 @@ def test_a_checkpoint_of_ours_converts_and_gives_the_averaged_weights(stages):
     checkpoint = read_checkpoint(stages / 'addp_tiny' / 'iter_4.pth')
     report = convert_state_dict(checkpoint, img_size=None, patch_size=None)
     assert (report.format, report.missing) == ('addp', [])
-    assert report.state_dict.keys() >= {'patch_embed.proj.weight', 'pos_embed', 'tokenizer_norm.weight', 'blocks.0.attn.qkv.weight'}
+    assert report.state_dict.keys() >= {
+        'patch_embed.proj.weight',
+        'pos_embed',
+        'tokenizer_norm.weight',
+        'blocks.0.attn.qkv.weight',
+    }
     averaged, trained = checkpoint['state_dict'], checkpoint['ema_state_dict']
     name = 'blocks.0.attn.qkv.weight'
     assert torch.equal(report.state_dict[name], averaged[f'addp.{name}'])
@@ -164,14 +184,23 @@ def test_bfloat16_training_is_finite_and_close_to_float32():
 
 def test_weight_decay_spares_1d_parameters_and_biases_of_any_shape():
     model = random_addp()
-    wrapper = build_optim_wrapper(model, dict(constructor='TwoGroupsConstructor', optimizer=dict(
-        type='AdamW', lr=1.0, weight_decay=0.05)))
+    wrapper = build_optim_wrapper(
+        model, dict(constructor='TwoGroupsConstructor', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05))
+    )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, spared = ({names[id(p)] for p in group['params']} for group in wrapper.optimizer.param_groups)
     assert [group['weight_decay'] for group in wrapper.optimizer.param_groups] == [0.05, 0.0]
     assert 'addp.mlm_layer.bias' in spared and model.addp.mlm_layer.bias.ndim == 3
-    assert {'addp.cls_token', 'addp.mask_token', 'addp.pos_embed', 'addp.token_emb.weight', 'addp.patch_embed.proj.weight'} <= decayed
-    assert spared == {name for name, p in model.named_parameters() if p.requires_grad and (p.ndim == 1 or name.endswith('.bias'))}
+    assert {
+        'addp.cls_token',
+        'addp.mask_token',
+        'addp.pos_embed',
+        'addp.token_emb.weight',
+        'addp.patch_embed.proj.weight',
+    } <= decayed
+    assert spared == {
+        name for name, p in model.named_parameters() if p.requires_grad and (p.ndim == 1 or name.endswith('.bias'))
+    }
     assert decayed | spared == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -200,7 +229,9 @@ def test_the_cosine_ends_with_the_last_epoch_also_under_accumulation_and_resume(
         runner = StageRunner.from_cfg(cfg)
         step = runner.model.train_step
         runner.model.train_step = lambda *args, step=step, runner=runner, **kw: (
-            rates.append(runner.optim_wrapper.get_lr()['lr'][0]), step(*args, **kw))[1]
+            rates.append(runner.optim_wrapper.get_lr()['lr'][0]),
+            step(*args, **kw),
+        )[1]
         runner.train()
     assert len(rates) == 18
     assert rates[0] < 0.01 and max(rates) == rates[6] == pytest.approx(1.0)
@@ -237,13 +268,17 @@ def test_the_codebook_starts_when_quantising_does():
 
 def test_the_adversarial_term_trains_the_discriminator_from_its_start_iteration_on():
     torch.manual_seed(0)
-    model = TokenizerTraining(TOKENIZER, dict(adversarial_weight=0.5, adversarial_start_iters=1, discriminator=dict(base_channels=8,
-                                                                                                               num_layers=1))).train()
+    model = TokenizerTraining(
+        TOKENIZER,
+        dict(adversarial_weight=0.5, adversarial_start_iters=1, discriminator=dict(base_channels=8, num_layers=1)),
+    ).train()
     first, second = model(tiny_batch()[0]), model(tiny_batch()[0])
     assert first['loss_discriminator'].item() == first['loss_adversarial'].item() == 0
     assert second['loss_discriminator'].item() > 0
     sum(value for name, value in second.items() if 'loss' in name).backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.objective.discriminator.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.any() for parameter in model.objective.discriminator.parameters()
+    )
 
 
 def test_the_perceptual_term_needs_weights_and_stays_out_of_checkpoints():
@@ -253,13 +288,28 @@ def test_the_perceptual_term_needs_weights_and_stays_out_of_checkpoints():
     assert not [name for name in model.state_dict() if 'perceptual' in name]
 
 
-@pytest.mark.parametrize(('source', 'name', 'parts'), [
-    ('exp/pretrained_model/mage-vitb-1600.pth', 'token_predictor',
-     ('exp/pretrained_model/mage-vitb-1600.pth does not exist', '1Q6tbt3vF0bSrv5sPrjpFu8ksG3vTsVX2', 'model.init_cfg.token_predictor')),
-    ('vqgan_jax_strongaug.ckpt', 'tokenizer', ('13S_unB87n6KKuuMdyMnyExW0G1kplTbP', 'model.init_cfg.tokenizer')),
-    ('mine.pth', 'tokenizer', ('exp/pretrained_model/mine.pth', 'pretrain/configs/tokenizer_*.py', 'model.init_cfg.tokenizer')),
-    ('.', 'token_predictor', ('holds no checkpoint', 'token_predictor_*.py')),
-    (None, 'tokenizer', ('has no weights', "'random'"))])
+@pytest.mark.parametrize(
+    ('source', 'name', 'parts'),
+    [
+        (
+            'exp/pretrained_model/mage-vitb-1600.pth',
+            'token_predictor',
+            (
+                'exp/pretrained_model/mage-vitb-1600.pth does not exist',
+                '1Q6tbt3vF0bSrv5sPrjpFu8ksG3vTsVX2',
+                'model.init_cfg.token_predictor',
+            ),
+        ),
+        ('vqgan_jax_strongaug.ckpt', 'tokenizer', ('13S_unB87n6KKuuMdyMnyExW0G1kplTbP', 'model.init_cfg.tokenizer')),
+        (
+            'mine.pth',
+            'tokenizer',
+            ('exp/pretrained_model/mine.pth', 'pretrain/configs/tokenizer_*.py', 'model.init_cfg.tokenizer'),
+        ),
+        ('.', 'token_predictor', ('holds no checkpoint', 'token_predictor_*.py')),
+        (None, 'tokenizer', ('has no weights', "'random'")),
+    ],
+)
 def test_missing_weights_are_named_with_their_source_and_the_option(tmp_path, monkeypatch, source, name, parts):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as error:
@@ -279,7 +329,10 @@ def test_weights_are_found_where_the_published_readme_places_them(tmp_path, monk
 
 
 def test_weights_of_another_size_are_refused_with_the_option(tmp_path):
-    torch.save(dict(state_dict={f'token_predictor.{k}': v for k, v in tiny_predictor().state_dict().items()}), tmp_path / 'iter_1.pth')
+    torch.save(
+        dict(state_dict={f'token_predictor.{k}': v for k, v in tiny_predictor().state_dict().items()}),
+        tmp_path / 'iter_1.pth',
+    )
     with pytest.raises(CheckpointError, match=r'(?s)model\.init_cfg\.token_predictor.*decoder_blocks\.1'):
         load_network(tiny_predictor(decoder_depth=2), 'token_predictor', str(tmp_path))
 
@@ -292,7 +345,9 @@ def step_once(rank: int, world_size: int, folder: Path) -> None:
     torch.nn.init.normal_(model.addp.tokenizer.codebook, std=0.3)
     model.rows = slice(rank, None, world_size)
     images = tiny_batch(4)[0][model.rows]
-    wrapper = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0), clip_grad=dict(max_norm=3.0))
+    wrapper = OptimWrapper(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0), clip_grad=dict(max_norm=3.0)
+    )
     trained: torch.nn.Module = model
     if world_size > 1:
         dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world_size)
@@ -311,13 +366,23 @@ def test_two_processes_equal_one_with_the_same_global_batch_given_the_same_masks
     one, two = (torch.load(tmp_path / f'{n}.pth') for n in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f'{name}: {text}')
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f'{name}: {text}'
+        )
 
 
 def test_an_epoch_is_every_image_once(stages):
     cfg = Config.fromfile(stages / 'configs' / 'addp_tiny.py')
-    runner = StageRunner.from_cfg(Config(dict(toy_config(stages / 'toy'), train_dataloader=cfg.train_dataloader, custom_hooks=[],
-                                              train_cfg=dict(type='EpochCountedTrainLoop', max_epochs=5))))
+    runner = StageRunner.from_cfg(
+        Config(
+            dict(
+                toy_config(stages / 'toy'),
+                train_dataloader=cfg.train_dataloader,
+                custom_hooks=[],
+                train_cfg=dict(type='EpochCountedTrainLoop', max_epochs=5),
+            )
+        )
+    )
     loop = runner.build_train_loop(runner._train_loop)
     assert (loop.max_epochs, loop.max_iters) == (5, 5 * -(-NUM_IMAGES // 3))
 
@@ -328,5 +393,9 @@ def test_curves_are_drawn_of_runs_and_a_folder_without_a_log_is_refused(stages, 
     assert tool.main([*names, '--out', str(tmp_path / 'curves.png')]) == 0
     assert (tmp_path / 'curves.png').stat().st_size > 1000
     printed = capsys.readouterr().out
-    assert all(f'{name}: loss ' in printed for name in names) and '(iteration 1) -> ' in printed and '(iteration 4)' in printed
+    assert (
+        all(f'{name}: loss ' in printed for name in names)
+        and '(iteration 1) -> ' in printed
+        and '(iteration 4)' in printed
+    )
     assert tool.main([str(tmp_path)]) == 1

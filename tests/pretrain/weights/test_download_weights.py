@@ -43,7 +43,11 @@ class Server(ThreadingHTTPServer):
         """Imitates the hub's description of a model repository that holds the released file."""
         repo, file = PUBLISHED_FILES[NAME].hub_repo, f'{folder}{PLACE.name}'
         lfs = dict(sha256=hashlib.sha256(content).hexdigest(), size=len(content), pointerSize=1)
-        info = dict(id=repo, sha='abc', siblings=[dict(rfilename='README.md', size=1), dict(rfilename=file, size=len(content), lfs=lfs)])
+        info = dict(
+            id=repo,
+            sha='abc',
+            siblings=[dict(rfilename='README.md', size=1), dict(rfilename=file, size=len(content), lfs=lfs)],
+        )
         self.files[f'/api/models/{repo}?blobs=true'] = json.dumps(info).encode()
         self.files[f'/{repo}/resolve/abc/{file}'] = content
 
@@ -162,7 +166,9 @@ def test_content_is_compared_with_size_and_checksum(tmp_path: Path) -> None:
         check_content(tmp_path / 'file', sha256='0' * 8)
 
 
-def test_a_released_file_is_found_on_the_hub_resumed_loaded_and_put_in_its_place(server: Server, tmp_path: Path, released: bytes) -> None:
+def test_a_released_file_is_found_on_the_hub_resumed_loaded_and_put_in_its_place(
+    server: Server, tmp_path: Path, released: bytes
+) -> None:
     server.offer_on_hub(released)
     server.cuts = 1
     found = download(NAME, tmp_path)
@@ -191,7 +197,9 @@ def test_another_networks_weights_are_refused(tmp_path: Path) -> None:
         check('inception', tmp_path / 'other.pth')
 
 
-def test_a_file_that_changed_on_the_way_is_refused_by_the_hubs_checksum(server: Server, tmp_path: Path, released: bytes) -> None:
+def test_a_file_that_changed_on_the_way_is_refused_by_the_hubs_checksum(
+    server: Server, tmp_path: Path, released: bytes
+) -> None:
     server.offer_on_hub(released)
     path = next(path for path in server.files if 'resolve' in path)
     server.files[path] = released[:-1] + bytes([released[-1] ^ 1])
@@ -208,7 +216,8 @@ def test_a_repository_without_the_file_is_listed(server: Server, tmp_path: Path)
 
 
 def test_without_network_the_command_says_how_to_get_every_file_by_hand(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')  # discard: nobody listens
     monkeypatch.setattr(weights_download, 'URL_INCEPTION_V3', 'http://127.0.0.1:9/none.pth')
     monkeypatch.setattr('pretrain.weights.resumable_download.time.sleep', lambda seconds: None)
@@ -232,7 +241,12 @@ def test_without_gdown_the_message_says_how_to_install_it(tmp_path: Path) -> Non
 
 
 def test_groups_name_what_each_size_needs_and_unknown_names_are_refused() -> None:
-    assert names_of(['base', 'mage-vitb-1600']) == ['addp-vit-base-16', 'vqgan_jax_strongaug', 'mage-vitb-1600', 'inception']
+    assert names_of(['base', 'mage-vitb-1600']) == [
+        'addp-vit-base-16',
+        'vqgan_jax_strongaug',
+        'mage-vitb-1600',
+        'inception',
+    ]
     assert set(names_of(['all'])) == {*PUBLISHED_FILES, 'inception'}
     with pytest.raises(DownloadError, match='unknown weights'):
         names_of(['huge'])

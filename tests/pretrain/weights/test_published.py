@@ -32,8 +32,12 @@ def tensors_of(key_list, prefix=''):
 
 def training_checkpoint(arch):
     tokenizer = tensors_of('vqgan_jax_strongaug', 'vqgan.')
-    return {**tensors_of(ADDP_LISTS[arch]), **tokenizer, **tensors_of(MAGE[arch], 'token_predictor.'),
-            **{f'token_predictor.{name}': value for name, value in tokenizer.items()}}
+    return {
+        **tensors_of(ADDP_LISTS[arch]),
+        **tokenizer,
+        **tensors_of(MAGE[arch], 'token_predictor.'),
+        **{f'token_predictor.{name}': value for name, value in tokenizer.items()},
+    }
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +80,9 @@ def test_every_tensor_of_a_predictor_file_is_loaded_or_dropped_with_a_reason(arc
     assert set(report.loaded) | set(report.dropped) == set(state_dict)
 
 
-@pytest.mark.parametrize('wrap', [lambda tensors: tensors, lambda tensors: {'state_dict': tensors}], ids=['flat', 'nested'])
+@pytest.mark.parametrize(
+    'wrap', [lambda tensors: tensors, lambda tensors: {'state_dict': tensors}], ids=['flat', 'nested']
+)
 def test_every_tensor_of_the_tokenizer_file_is_loaded(tokenizer, wrap):
     state_dict = tensors_of('vqgan_jax_strongaug')
     report = load_published_tokenizer(tokenizer, wrap(state_dict))
@@ -91,7 +97,12 @@ def test_a_file_with_adddps_tensors_alone_loads_and_says_what_it_lacks(base):
 def test_dropped_tensors_are_exactly_those_the_forward_pass_does_not_use(base):
     report = base.load_published(tensors_of(ADDP_LISTS['base']))
     assert set(report.dropped) == {
-        'decoder_pos_embed', 'decoder_pred.weight', 'decoder_pred.bias', 'pos_token_embed', 'pos_mask_embed'}
+        'decoder_pos_embed',
+        'decoder_pred.weight',
+        'decoder_pred.bias',
+        'pos_token_embed',
+        'pos_mask_embed',
+    }
 
 
 def test_a_predictor_without_its_integer_buffer_loads(predictor):
@@ -100,13 +111,20 @@ def test_a_predictor_without_its_integer_buffer_loads(predictor):
     load_published_token_predictor(predictor, state_dict)
 
 
-NAMES = ['blocks.3.attn.qkv.weight', 'decoder_pred.bias', 'vqgan.decoder.up.3.block.0.nin_shortcut.weight',
-         'token_predictor.token_emb.LayerNorm.weight', 'token_predictor.patch_embed.proj.weight']
+NAMES = [
+    'blocks.3.attn.qkv.weight',
+    'decoder_pred.bias',
+    'vqgan.decoder.up.3.block.0.nin_shortcut.weight',
+    'token_predictor.token_emb.LayerNorm.weight',
+    'token_predictor.patch_embed.proj.weight',
+]
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_missing_tensor_raises_with_its_name(base, name):
-    state_dict = {key: value for key, value in training_checkpoint('base').items() if 'token_predictor.vqgan' not in key}
+    state_dict = {
+        key: value for key, value in training_checkpoint('base').items() if 'token_predictor.vqgan' not in key
+    }
     del state_dict[name]
     with pytest.raises(CheckpointError, match=f'{name} is missing'):
         base.load_published(state_dict)
@@ -129,7 +147,9 @@ def test_an_extra_tensor_raises_with_its_name(base, name):
         base.load_published(state_dict)
 
 
-@pytest.mark.parametrize(('value', 'message'), [(3, 'is a int, wanted a tensor'), (torch.ones(768, dtype=torch.int64), 'int64')])
+@pytest.mark.parametrize(
+    ('value', 'message'), [(3, 'is a int, wanted a tensor'), (torch.ones(768, dtype=torch.int64), 'int64')]
+)
 def test_an_entry_that_is_no_floating_point_tensor_raises_with_its_name(base, value, message):
     with pytest.raises(CheckpointError, match=f'norm.weight .*{message}'):
         base.load_published(tensors_of(ADDP_LISTS['base']) | {'norm.weight': value})
@@ -142,7 +162,9 @@ def test_a_large_checkpoint_does_not_load_into_a_base_model(base):
 
 @pytest.mark.parametrize('load', [load_published_tokenizer, load_published_token_predictor])
 def test_a_file_of_another_network_is_refused(load, tokenizer, predictor):
-    network, wrong = (tokenizer, MAGE['base']) if load is load_published_tokenizer else (predictor, 'vqgan_jax_strongaug')
+    network, wrong = (
+        (tokenizer, MAGE['base']) if load is load_published_tokenizer else (predictor, 'vqgan_jax_strongaug')
+    )
     with pytest.raises(CheckpointError, match='is missing'):
         load(network, tensors_of(wrong))
 
@@ -151,13 +173,29 @@ def published_state(model):
     """The published state dict that holds a tiny model's weights."""
     width, length = model.pos_embed.shape[-1], model.pos_embed.shape[1]
     positions = torch.zeros(1, length, width)
-    pixels = {'decoder_pos_embed': positions, 'decoder_pred.weight': torch.zeros(192, width), 'decoder_pred.bias': torch.zeros(192)}
-    mage = {'cls_token': torch.zeros(1, 1, width), 'mask_token': torch.zeros(1, 1, width), 'pos_embed': positions,
-            'patch_embed.proj.weight': torch.zeros(width, 3, 8, 8), 'patch_embed.proj.bias': torch.zeros(width), **pixels}
+    pixels = {
+        'decoder_pos_embed': positions,
+        'decoder_pred.weight': torch.zeros(192, width),
+        'decoder_pred.bias': torch.zeros(192),
+    }
+    mage = {
+        'cls_token': torch.zeros(1, 1, width),
+        'mask_token': torch.zeros(1, 1, width),
+        'pos_embed': positions,
+        'patch_embed.proj.weight': torch.zeros(width, 3, 8, 8),
+        'patch_embed.proj.bias': torch.zeros(width),
+        **pixels,
+    }
     tokenizer = {f'vqgan.{name}': value for name, value in model.tokenizer.state_dict().items()}
     predictor = {**model.token_predictor.state_dict(), **mage, **tokenizer}
-    return {**model.state_dict(), **pixels, 'pos_token_embed': positions, 'pos_mask_embed': positions, **tokenizer,
-            **{f'token_predictor.{name}': value for name, value in predictor.items()}}
+    return {
+        **model.state_dict(),
+        **pixels,
+        'pos_token_embed': positions,
+        'pos_mask_embed': positions,
+        **tokenizer,
+        **{f'token_predictor.{name}': value for name, value in predictor.items()},
+    }
 
 
 def moved_model():
@@ -204,7 +242,9 @@ def test_after_an_error_nothing_has_been_loaded():
 def test_a_training_checkpoint_with_its_arguments_is_read_from_disk_and_loaded(tmp_path):
     source, target = moved_model(), tiny_addp()
     path = tmp_path / 'mine.pth'
-    torch.save(dict(model=published_state(source), optimizer={}, epoch=3, scaler={}, args=argparse.Namespace(lr=1e-4)), path)
+    torch.save(
+        dict(model=published_state(source), optimizer={}, epoch=3, scaler={}, args=argparse.Namespace(lr=1e-4)), path
+    )
     report = target.load_published(read_published('addp-vit-base-16', path))
     assert {'args', 'optimizer', 'epoch', 'scaler'} <= set(report.dropped)
     assert torch.equal(target.pos_embed, source.pos_embed)
@@ -214,7 +254,9 @@ def test_weights_load_into_networks_of_another_precision():
     source, target = moved_model(), tiny_addp(frozen_dtype='bfloat16')
     target.load_published(published_state(source))
     assert target.token_predictor.norm.weight.dtype == torch.bfloat16
-    torch.testing.assert_close(target.token_predictor.norm.weight.float(), source.token_predictor.norm.weight, rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        target.token_predictor.norm.weight.float(), source.token_predictor.norm.weight, rtol=0.01, atol=0
+    )
 
 
 @pytest.mark.parametrize('name', sorted(PUBLISHED_FILES))
