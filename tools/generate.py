@@ -22,10 +22,9 @@ import torch
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
-from pretrain.data.figures import write_png
+from pretrain.data.figures import STEPS_FILE, write_png
 from pretrain.generation.options import add_model_arguments, read_model, read_sampling
 from pretrain.generation.run import (
-    STEPS_FILE,
     Process,
     claim_folder,
     fingerprint,

@@ -14,6 +14,10 @@ from torch.nn import functional as F
 
 from addp_backbone.files.atomic import replace_file
 
+SHEET_FILE = 'grid.png'
+STEPS_FILE = 'steps.png'
+FIGURE_FILES = (SHEET_FILE, STEPS_FILE)  # in the folder of the images, but none of them
+
 GAP_PX = 4
 CAPTION_PX = 16
 PAPER = (255, 255, 255)

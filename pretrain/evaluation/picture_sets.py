@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from pretrain.generation.run import FIGURE_FILES
+from pretrain.data.figures import FIGURE_FILES
 
 NUM_IMAGES = 50_000
 SIZE_PX = 256

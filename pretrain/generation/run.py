@@ -19,15 +19,12 @@ import torch
 from PIL import Image
 
 from addp_backbone.files.atomic import replace_file
-from pretrain.data.figures import contact_sheet, grey_out, to_pictures, write_png
+from pretrain.data.figures import SHEET_FILE, contact_sheet, grey_out, to_pictures, write_png
 from pretrain.generation.sampling import Sampling, image_generator
 from pretrain.generation.trajectory import generate, trajectory
 from pretrain.networks.addp import ADDP
 
 SETTINGS_FILE = 'generation.json'
-SHEET_FILE = 'grid.png'
-STEPS_FILE = 'steps.png'
-FIGURE_FILES = (SHEET_FILE, STEPS_FILE)  # in the folder of the images, but none of them
 MAX_SHEET_IMAGES = 64
 MAX_STEP_COLUMNS = 10
 _POLL_S = 0.5

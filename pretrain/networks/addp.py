@@ -30,7 +30,6 @@ from pretrain.networks.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
 from pretrain.networks.token_predictor import TokenPredictor
 from pretrain.networks.tokenizer import VQGANTokenizer
 from pretrain.networks.vocabulary import Vocabulary
-from pretrain.weights.published import LoadReport, load_published_addp
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -54,7 +53,7 @@ class ADDP(nn.Module):
     """The trained encoder and decoder, with the frozen tokenizer and token predictor.
 
     The frozen networks need no gradients, stay in eval mode and stay out of :meth:`state_dict`. The constructor reads
-    no file: weights arrive by :meth:`load_published` or ``load_state_dict`` (of the whole or of one network).
+    no file: weights arrive by :func:`pretrain.weights.load_published` or ``load_state_dict`` (of the whole or of one network).
 
     Args:
         arch: Encoder's size: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
@@ -176,10 +175,6 @@ class ADDP(nn.Module):
         self.tokenizer.eval()
         self.token_predictor.train(mode and self.predictor_dropout)
         return self
-
-    def load_published(self, state_dict: Mapping[str, Any]) -> LoadReport:
-        """Loads a published training checkpoint; see :func:`pretrain.weights.published.load_published_addp`."""
-        return load_published_addp(self, state_dict)
 
     def forward(self, images: Tensor, mask: Tensor, noisier_mask: Tensor) -> Tensor:
         """The training loss of images (B, 3, H, W) in [0, 1], given the masks m_t and m_{t+1} (B, L)."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from PIL import Image
 from running import ROOT, run_tool
 from tiny_addp import ARCH, IMG_SIZE, TOKENIZER, tiny_batch
@@ -102,3 +105,31 @@ def random_addp(**options) -> GivenMasks:
     model.init_weights()
     torch.nn.init.normal_(model.addp.tokenizer.codebook, std=0.3)
     return model
+
+
+def as_loaded(images: torch.Tensor) -> dict:
+    """Images (B, 3, H, W) in [0, 1] as the data loader gives them."""
+    return dict(inputs=list(images * 255), data_samples=[None] * len(images))
+
+
+def step_once(rank: int, world_size: int, folder: Path) -> None:
+    """One optimizer step on this process's share of four images; rank 0 writes the weights."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = GivenMasks(dict(NETWORK, dropout=0.0)).train()
+    torch.nn.init.normal_(model.addp.tokenizer.codebook, std=0.3)
+    model.rows = slice(rank, None, world_size)
+    images = tiny_batch(4)[0][model.rows]
+    wrapper = OptimWrapper(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0), clip_grad=dict(max_norm=3.0)
+    )
+    trained: torch.nn.Module = model
+    if world_size > 1:
+        dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world_size)
+        trained = MMDistributedDataParallel(model, broadcast_buffers=False)
+    for _ in range(2):
+        trained.train_step(as_loaded(images), wrapper)
+    if rank == 0:
+        torch.save(model.state_dict(), folder / f'{world_size}.pth')
+    if world_size > 1:
+        dist.destroy_process_group()

@@ -15,6 +15,7 @@ from torch import Tensor
 from pretrain import ADDP
 from pretrain.generation.sampling import Sampling, image_generator, sample_tokens, to_gumbel
 from pretrain.generation.trajectory import GenerationStep, advance, generate, mix_latents, next_mask, trajectory
+from pretrain.weights import load_published
 
 GOLDEN = Path(__file__).parents[3] / 'tests' / 'golden'
 STEPS = range(5)
@@ -42,7 +43,7 @@ def golden_run(golden: dict[str, Tensor]) -> list[tuple[Tensor, GenerationStep]]
         tokenizer=config['tokenizer'],
         token_predictor=split(config['token_predictor']),
     ).eval()
-    model.load_published(load_file(GOLDEN / 'addp_tiny.weights.safetensors'))
+    load_published(model, load_file(GOLDEN / 'addp_tiny.weights.safetensors'))
     sampling = Sampling(steps=len(STEPS))
     state = GenerationStep(
         torch.zeros(2, 3, 256, 256), torch.zeros(2, 256, dtype=torch.int64), torch.ones(2, 256, dtype=torch.bool)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain import ADDP
+from pretrain.weights import load_published
 
 GOLDEN = Path(__file__).parents[3] / 'tests' / 'golden'
 TOLERANCE = 1e-4
@@ -54,7 +55,7 @@ def model():
         tokenizer=config['tokenizer'],
         token_predictor=split(config['token_predictor']),
     )
-    report = model.load_published(load_file(GOLDEN / 'addp_tiny.weights.safetensors'))
+    report = load_published(model, load_file(GOLDEN / 'addp_tiny.weights.safetensors'))
     assert not report.absent
     return model.eval()
 

@@ -6,24 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
-from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from running import load_tool, logged_losses, toy_config
 from tiny_addp import IMG_SIZE, NUM_CODES, TOKENIZER, tiny_batch, tiny_predictor, tiny_tokenizer
 from tiny_training import (
     CONFIGS,
     MODELS,
-    NETWORK,
     NUM_IMAGES,
     PREDICTOR,
-    GivenMasks,
+    as_loaded,
     make_images,
     random_addp,
     state_dict,
+    step_once,
     train,
     write_leaf,
 )
@@ -38,11 +36,6 @@ from pretrain.training.models import ADDPPretraining, TokenizerTraining, TokenPr
 from pretrain.weights.loading import find_weights, load_network
 
 FROZEN = ('addp.tokenizer.', 'addp.token_predictor.')
-
-
-def as_loaded(images: torch.Tensor) -> dict:
-    """Images (B, 3, H, W) in [0, 1] as the data loader gives them."""
-    return dict(inputs=list(images * 255), data_samples=[None] * len(images))
 
 
 @pytest.fixture(scope='session')
@@ -335,29 +328,6 @@ def test_weights_of_another_size_are_refused_with_the_option(tmp_path):
     )
     with pytest.raises(CheckpointError, match=r'(?s)model\.init_cfg\.token_predictor.*decoder_blocks\.1'):
         load_network(tiny_predictor(decoder_depth=2), 'token_predictor', str(tmp_path))
-
-
-def step_once(rank: int, world_size: int, folder: Path) -> None:
-    """One optimizer step on this process's share of four images; rank 0 writes the weights."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = GivenMasks(dict(NETWORK, dropout=0.0)).train()
-    torch.nn.init.normal_(model.addp.tokenizer.codebook, std=0.3)
-    model.rows = slice(rank, None, world_size)
-    images = tiny_batch(4)[0][model.rows]
-    wrapper = OptimWrapper(
-        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0), clip_grad=dict(max_norm=3.0)
-    )
-    trained: torch.nn.Module = model
-    if world_size > 1:
-        dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world_size)
-        trained = MMDistributedDataParallel(model, broadcast_buffers=False)
-    for _ in range(2):
-        trained.train_step(as_loaded(images), wrapper)
-    if rank == 0:
-        torch.save(model.state_dict(), folder / f'{world_size}.pth')
-    if world_size > 1:
-        dist.destroy_process_group()
 
 
 def test_two_processes_equal_one_with_the_same_global_batch_given_the_same_masks(tmp_path):

@@ -10,6 +10,7 @@ from tiny_addp import tiny_addp
 
 from addp_backbone.checkpoint.convert import CheckpointError
 from pretrain import ADDP, TokenPredictor, VQGANTokenizer
+from pretrain.weights import load_published
 from pretrain.weights.published import (
     PUBLISHED_FILES,
     find_published,
@@ -63,7 +64,7 @@ def test_every_tensor_of_a_training_checkpoint_is_loaded_or_dropped_with_a_reaso
     with torch.device('meta'):
         model = ADDP(arch=arch, token_predictor=dict(arch=arch))
     state_dict = training_checkpoint(arch)
-    report = model.load_published(state_dict)
+    report = load_published(model, state_dict)
     assert set(report.loaded) | set(report.dropped) == set(state_dict)
     assert not set(report.loaded) & set(report.dropped)
     assert len(report.loaded) == len(list(model.parameters()))
@@ -90,12 +91,12 @@ def test_every_tensor_of_the_tokenizer_file_is_loaded(tokenizer, wrap):
 
 
 def test_a_file_with_adddps_tensors_alone_loads_and_says_what_it_lacks(base):
-    report = base.load_published({'model': tensors_of(ADDP_LISTS['base'])})
+    report = load_published(base, {'model': tensors_of(ADDP_LISTS['base'])})
     assert report.absent == ['tokenizer', 'token_predictor']
 
 
 def test_dropped_tensors_are_exactly_those_the_forward_pass_does_not_use(base):
-    report = base.load_published(tensors_of(ADDP_LISTS['base']))
+    report = load_published(base, tensors_of(ADDP_LISTS['base']))
     assert set(report.dropped) == {
         'decoder_pos_embed',
         'decoder_pred.weight',
@@ -127,7 +128,7 @@ def test_a_missing_tensor_raises_with_its_name(base, name):
     }
     del state_dict[name]
     with pytest.raises(CheckpointError, match=f'{name} is missing'):
-        base.load_published(state_dict)
+        load_published(base, state_dict)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -136,7 +137,7 @@ def test_a_tensor_of_another_shape_raises_with_its_name_and_both_shapes(base, na
     wanted = tuple(state_dict[name].shape)
     state_dict[name] = torch.empty(5, 7, device='meta')
     with pytest.raises(CheckpointError) as error:
-        base.load_published(state_dict)
+        load_published(base, state_dict)
     assert f'{name} has shape (5, 7), wanted {wanted}' in str(error.value)
 
 
@@ -144,7 +145,7 @@ def test_a_tensor_of_another_shape_raises_with_its_name_and_both_shapes(base, na
 def test_an_extra_tensor_raises_with_its_name(base, name):
     state_dict = training_checkpoint('base') | {name: torch.empty(1, device='meta')}
     with pytest.raises(CheckpointError, match=f'{name} is not known'):
-        base.load_published(state_dict)
+        load_published(base, state_dict)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +153,12 @@ def test_an_extra_tensor_raises_with_its_name(base, name):
 )
 def test_an_entry_that_is_no_floating_point_tensor_raises_with_its_name(base, value, message):
     with pytest.raises(CheckpointError, match=f'norm.weight .*{message}'):
-        base.load_published(tensors_of(ADDP_LISTS['base']) | {'norm.weight': value})
+        load_published(base, tensors_of(ADDP_LISTS['base']) | {'norm.weight': value})
 
 
 def test_a_large_checkpoint_does_not_load_into_a_base_model(base):
     with pytest.raises(CheckpointError, match=r'wanted \(1, 1, 768\)'):
-        base.load_published(tensors_of(ADDP_LISTS['large']))
+        load_published(base, tensors_of(ADDP_LISTS['large']))
 
 
 @pytest.mark.parametrize('load', [load_published_tokenizer, load_published_token_predictor])
@@ -208,7 +209,7 @@ def moved_model():
 
 def test_all_three_networks_get_the_files_values():
     source, target = moved_model(), tiny_addp()
-    target.load_published(published_state(source))
+    load_published(target, published_state(source))
     loaded = dict(target.named_parameters())
     assert all(torch.equal(value, loaded[name]) for name, value in source.named_parameters())
 
@@ -216,7 +217,7 @@ def test_all_three_networks_get_the_files_values():
 def test_the_tokenizer_is_found_under_its_second_name():
     source, target = moved_model(), tiny_addp()
     state_dict = {name: value for name, value in published_state(source).items() if not name.startswith('vqgan.')}
-    assert target.load_published(state_dict).absent == []
+    assert load_published(target, state_dict).absent == []
     assert torch.equal(target.tokenizer.codebook, source.tokenizer.codebook)
 
 
@@ -226,7 +227,7 @@ def test_two_names_of_the_tokenizer_with_different_values_are_refused():
     name = 'token_predictor.vqgan.encoder.conv_out.bias'
     state_dict[name] = state_dict[name] + 1
     with pytest.raises(CheckpointError, match=f'{name} differs'):
-        model.load_published(state_dict)
+        load_published(model, state_dict)
 
 
 def test_after_an_error_nothing_has_been_loaded():
@@ -235,7 +236,7 @@ def test_after_an_error_nothing_has_been_loaded():
     state_dict = published_state(source)
     del state_dict['vqgan.quantize.embedding.weight'], state_dict['token_predictor.vqgan.quantize.embedding.weight']
     with pytest.raises(CheckpointError, match=r'vqgan\.quantize\.embedding\.weight'):
-        target.load_published(state_dict)
+        load_published(target, state_dict)
     assert torch.equal(target.pos_embed, before)
 
 
@@ -245,14 +246,14 @@ def test_a_training_checkpoint_with_its_arguments_is_read_from_disk_and_loaded(t
     torch.save(
         dict(model=published_state(source), optimizer={}, epoch=3, scaler={}, args=argparse.Namespace(lr=1e-4)), path
     )
-    report = target.load_published(read_published('addp-vit-base-16', path))
+    report = load_published(target, read_published('addp-vit-base-16', path))
     assert {'args', 'optimizer', 'epoch', 'scaler'} <= set(report.dropped)
     assert torch.equal(target.pos_embed, source.pos_embed)
 
 
 def test_weights_load_into_networks_of_another_precision():
     source, target = moved_model(), tiny_addp(frozen_dtype='bfloat16')
-    target.load_published(published_state(source))
+    load_published(target, published_state(source))
     assert target.token_predictor.norm.weight.dtype == torch.bfloat16
     torch.testing.assert_close(
         target.token_predictor.norm.weight.float(), source.token_predictor.norm.weight, rtol=0.01, atol=0
