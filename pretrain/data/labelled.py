@@ -16,7 +16,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS
-from timm.data.auto_augment import rand_augment_transform
+from PIL import Image
+from timm.data.auto_augment import RandAugment, rand_augment_transform
+from timm.data.auto_augment import posterize as timm_posterize
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_pil_interp
@@ -114,24 +116,42 @@ class RandAugmentImage:
         self.options = dict(
             img_mean=tuple(round(value) for value in PIXEL_MEAN), interpolation=str_to_pil_interp(interpolation)
         )
-        self._augment = rand_augment_transform(
-            policy, {**self.options, 'translate_const': 1}
-        )  # refuses a wrong policy now
+        self._augment = self._build(translate_px=1)  # refuses a wrong policy now
         self._side = 0
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Replaces ``img`` (PIL)."""
         side = min(results['img'].size)
         if side != self._side:
-            self._augment = rand_augment_transform(
-                self.policy, {**self.options, 'translate_const': int(side * TRANSLATE_SHARE)}
-            )
+            self._augment = self._build(translate_px=int(side * TRANSLATE_SHARE))
             self._side = side
         results['img'] = self._augment(results['img'])
         return results
 
+    def _build(self, translate_px: int) -> RandAugment:
+        augment = rand_augment_transform(self.policy, {**self.options, 'translate_const': translate_px})
+        for operation in augment.ops:
+            if operation.aug_fn is timm_posterize:
+                operation.aug_fn = posterize
+        return augment
+
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.policy!r})'
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **unused: Any) -> Image.Image:
+    """Keeps the highest bits of every channel, as timm's operation of this name does, down to none.
+
+    At its full strength timm asks Pillow for 0 bits. Pillow made a black image of that until it began to refuse it.
+
+    Args:
+        image: An 8-bit image.
+        bits_to_keep: From 0 (a black image); 8 or more change nothing.
+        unused: timm passes the options of geometric operations to every operation.
+    """
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    return timm_posterize(image, bits_to_keep)
 
 
 @MODELS.register_module()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,27 @@ import numpy as np
 import pytest
 import timm
 import torch
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 from timm.data.mixup import Mixup
 from timm.layers import resample_abs_pos_embed
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from tiny_classes import ROOT
 from torch import Tensor, nn
 
 from addp_backbone.checkpoint.convert import CheckpointError, convert_state_dict
 from addp_backbone.runtime.config_checks import LaunchError
 from pretrain import ADDP
 from pretrain.classification.classifier import ClassifierViT, ImageClassifier
-from pretrain.data.labelled import PIXEL_MEAN, PIXEL_STD, ClassificationPreprocessor, RandAugmentImage, choose_few
+from pretrain.data.labelled import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    ClassificationPreprocessor,
+    RandAugmentImage,
+    choose_few,
+    posterize,
+)
 from pretrain.data.transforms import ImageSample
 from pretrain.training.optimizers import LARS
 
@@ -320,8 +331,6 @@ def test_rand_augment_follows_from_the_seed_and_keeps_the_size() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
 
     def draw(seed: int) -> np.ndarray:
-        import random
-
         random.seed(seed)
         np.random.seed(seed)
         return np.array(augment(dict(img=picture))['img'])
@@ -329,6 +338,28 @@ def test_rand_augment_follows_from_the_seed_and_keeps_the_size() -> None:
     assert draw(0).shape == (40, 40, 3)
     assert np.array_equal(draw(1), draw(1))
     assert len({draw(seed).tobytes() for seed in range(5)}) > 2
+
+
+def test_rand_augment_of_the_fine_tuning_configs_survives_5000_seeds() -> None:
+    config = Config.fromfile(ROOT / 'pretrain/configs/finetune_base_100e.py')
+    (step,) = (step for step in config.train_dataloader.dataset.pipeline if step.type == 'RandAugmentImage')
+    augment = TRANSFORMS.build(step)
+    image = Image.fromarray(np.random.default_rng(0).integers(1, 256, (16, 16, 3), dtype=np.uint8))
+    num_black = 0
+    for seed in range(5000):
+        random.seed(seed)
+        np.random.seed(seed)
+        result = augment(dict(img=image))['img']
+        assert result.size == (16, 16) and result.mode == 'RGB', seed
+        num_black += result.getextrema() == ((0, 0),) * 3
+    assert num_black  # some seeds posterize to 0 bits, which Pillow 13 refuses
+
+
+@pytest.mark.parametrize('bits', range(9))
+def test_posterize_masks_the_low_bits_of_every_channel(bits: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    found = np.array(posterize(Image.fromarray(pixels), bits))
+    assert np.array_equal(found, pixels & (0xFF00 >> bits & 0xFF))
 
 
 def test_lars_steps_as_maes_does() -> None:
