@@ -21,7 +21,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pretrain.data.figures import grey_out, to_pictures, write_png
+from addp_backbone.files.images import write_png
+from pretrain.data.figures import grey_out, to_pictures
 from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
 from pretrain.generation.options import add_model_arguments, read_model, read_sampling
 from pretrain.networks.addp import ADDP

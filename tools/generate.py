@@ -22,7 +22,8 @@ import torch
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
-from pretrain.data.figures import STEPS_FILE, write_png
+from addp_backbone.files.images import write_png
+from pretrain.data.figures import STEPS_FILE
 from pretrain.generation.options import add_model_arguments, read_model, read_sampling
 from pretrain.generation.run import (
     Process,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from addp_backbone.datasets.findings import Findings, ImageInfo, Progress, bounded_map, inspect_image
+from addp_backbone.datasets.findings import Findings, Progress, bounded_map
+from addp_backbone.files.images import ImageInfo, inspect_image
 
 OUTSIDE_TOLERANCE_PX = 1.0  # boxes rounded outwards are common and harmless
 

@@ -1,4 +1,4 @@
-"""What a check of a data set finds, and the reading of images in parallel. Used by coco_checks.py and mask_checks.py."""
+"""What a check of a data set finds, and mapping over many files in parallel."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-ORIENTATION_TAG, TRANSPOSED_ORIENTATIONS = 0x0112, (5, 6, 7, 8)  # EXIF: width and height change places when shown
 ERROR, WARNING = 'error', 'warning'
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -108,60 +101,6 @@ class Findings:
             cells = [f'{v:>12}' if isinstance(v, int) else f'{v:>12.2%}' for v in values]
             lines.append(f'{name:{width}}' + ''.join(cells))
         return lines
-
-
-@dataclass(frozen=True)
-class ImageInfo:
-    """An image file as training will see it.
-
-    Attributes:
-        width: Columns after the EXIF orientation is applied.
-        height: Rows after that.
-        transposed: Whether the EXIF orientation exchanged the two.
-        error: Why it cannot be read; None if it can.
-    """
-
-    width: int = 0
-    height: int = 0
-    transposed: bool = False
-    error: str | None = None
-
-
-def inspect_image(path: Path) -> ImageInfo:
-    """Decodes an image completely, so that a truncated file is noticed; never raises."""
-    if not path.is_file():
-        return ImageInfo(error='does not exist')
-    try:
-        with Image.open(path) as image:
-            transposed = image.getexif().get(ORIENTATION_TAG) in TRANSPOSED_ORIENTATIONS
-            image.load()
-            width, height = image.size
-    except UnidentifiedImageError:
-        return ImageInfo(error='is not an image')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
-        return ImageInfo(error=f'cannot be read: {error}')
-    return ImageInfo(height, width, True) if transposed else ImageInfo(width, height)
-
-
-def read_mask(path: Path) -> NDArray[np.generic]:
-    """Reads a mask as it is stored, palette images as their indices.
-
-    Raises:
-        ValueError: If it is missing, unreadable or has more than one channel.
-    """
-    if not path.is_file():
-        raise ValueError('does not exist')
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
-                raise ValueError(
-                    f'has colours (mode {image.mode}), wanted one channel of class ids: convert the colours to ids first'
-                )
-            return np.asarray(image)
-    except UnidentifiedImageError:
-        raise ValueError('is not an image') from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'cannot be read: {error}') from error
 
 
 def bounded_map(function: Callable[[Item], Result], items: Iterable[Item], num_workers: int) -> Iterator[Result]:

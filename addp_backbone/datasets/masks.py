@@ -12,15 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from addp_backbone.datasets.findings import (
-    IMAGE_SUFFIXES,
-    Findings,
-    ImageInfo,
-    Progress,
-    bounded_map,
-    inspect_image,
-    read_mask,
-)
+from addp_backbone.datasets.findings import Findings, Progress, bounded_map
+from addp_backbone.files.images import IMAGE_ENDINGS, ImageInfo, inspect_image, is_image_name, read_mask
 
 VOID_ZERO, VOID_255 = 'zero', '255'  # ADE20K's convention (classes from 1), and the other (classes from 0)
 NUM_VALUES = 2**16
@@ -156,9 +149,9 @@ def _image_suffix(splits: list[SegmentationSplit], findings: Findings) -> str:
             if not folder.is_dir():
                 findings.error('folder missing', folder, '', f'is no folder (of {split.name})')
         if split.image_dir.is_dir():
-            found = Counter(path.suffix for path in split.image_dir.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+            found = Counter(path.suffix for path in split.image_dir.rglob('*') if is_image_name(path.name))
             if not found:
-                findings.error('folder empty', split.image_dir, '', f'has no image ({", ".join(IMAGE_SUFFIXES)})')
+                findings.error('folder empty', split.image_dir, '', f'has no image ({", ".join(IMAGE_ENDINGS)})')
             suffixes += found
     if len(suffixes) > 1:
         listed = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common())

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_masks
 
+from addp_backbone.files.images import encode_png
+from addp_backbone.files.run_length import encode_mask
 from addp_backbone.predict.overlays import RGBImage, draw_class_map, draw_instances, draw_probabilities
 
 NUM_CLASSES_SHOWN = 5  # of a classifier's
@@ -87,7 +88,7 @@ class Detections:
         instances = instances[instances.scores.argsort(descending=True, stable=True)]
         masks = None
         if 'masks' in instances:
-            masks = [_run_length_code(mask) for mask in np.asarray(instances.masks).astype(np.uint8)]
+            masks = [encode_mask(mask) for mask in np.asarray(instances.masks)]
         return cls(
             int(width),
             int(height),
@@ -241,14 +242,3 @@ def prediction_from_sample(sample: Any, classes: ClassInfo, score_thr: float) ->
     raise ValueError(
         f'the model returned {sorted(sample.keys())}, wanted one of {sorted(KINDS)}: is the config a detector, a segmentor or a classifier?'
     )
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG file of an RGB image or a one-channel map."""
-    pixels = image[..., ::-1] if image.ndim == 3 else image
-    return cv2.imencode('.png', pixels)[1].tobytes()
-
-
-def _run_length_code(mask: NDArray[np.uint8]) -> dict[str, Any]:
-    code = coco_masks.encode(np.asfortranarray(mask))
-    return {'size': [int(n) for n in code['size']], 'counts': code['counts'].decode('ascii')}

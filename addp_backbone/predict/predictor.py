@@ -26,10 +26,10 @@ from PIL import Image
 from torch import nn
 
 from addp_backbone.checkpoint.storage import read_checkpoint
-from addp_backbone.datasets.findings import IMAGE_SUFFIXES, inspect_image
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.files.atomic import replace_file
-from addp_backbone.predict.predictions import ClassInfo, Prediction, encode_png, prediction_from_sample
+from addp_backbone.files.images import IMAGE_ENDINGS, encode_png, inspect_image, is_image_name
+from addp_backbone.predict.predictions import ClassInfo, Prediction, prediction_from_sample
 from addp_backbone.runtime.launch import load_config
 from addp_backbone.runtime.runner import check_weights
 
@@ -176,7 +176,7 @@ def find_images(sources: Sequence[str | Path]) -> dict[Path, str]:
     for source in map(str, sources):
         root = Path(source)
         if root.is_dir():
-            paths = sorted(path for path in root.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+            paths = sorted(path for path in root.rglob('*') if is_image_name(path.name) and path.is_file())
         elif root.is_file():
             paths = [root]
         else:
@@ -185,7 +185,7 @@ def find_images(sources: Sequence[str | Path]) -> dict[Path, str]:
             raise ValueError(
                 f'{source}: no such image'
                 + (
-                    f' ({", ".join(IMAGE_SUFFIXES)}) in this folder'
+                    f' ({", ".join(IMAGE_ENDINGS)}) in this folder'
                     if root.is_dir()
                     else ', folder with images or glob pattern that matches one'
                 )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from addp_backbone.files.images import encode_png
 from experiments.miniature.table import INITS, Miniature, as_text
-from pretrain.data.figures import as_png
 
 _MAX_WIDTH_PX = 1100
 _OVERLAY_PX = 255  # four beside each other
@@ -98,7 +98,7 @@ def _figure(path: Path | None, caption: str, width_px: int | None = None) -> str
         shown = shown.resize(
             (_MAX_WIDTH_PX, round(shown.height * _MAX_WIDTH_PX / shown.width)), Image.Resampling.LANCZOS
         )
-    data = base64.b64encode(as_png(shown)).decode('ascii')
+    data = base64.b64encode(encode_png(shown)).decode('ascii')
     text = html.escape(caption)
     width = f' width="{width_px}"' if width_px else ''
     return (

@@ -12,6 +12,7 @@ import torch
 
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.files.atomic import sha256_of
+from addp_backbone.files.images import is_image_name
 from experiments.paper.plan import Plan
 from experiments.paper.recipes import REPOSITORY
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
@@ -21,7 +22,6 @@ from pretrain.weights.generator import holds_tokenizer
 from pretrain.weights.published import PUBLISHED_FILES
 
 TOKENIZER_FILE = 'vqgan_jax_strongaug'
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,7 @@ def check_machine(settings: Settings, plan: Plan, here: bool) -> list[str]:
 
 def count_images(folder: Path) -> int:
     """Number of images in a folder and all below it."""
-    return sum(
-        name.lower().endswith(IMAGE_ENDINGS) for _, _, names in os.walk(folder, followlinks=True) for name in names
-    )
+    return sum(is_image_name(name) for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def _check_inception(settings: Settings) -> Iterator[str]:

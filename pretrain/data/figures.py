@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
-
-from addp_backbone.files.atomic import replace_file
 
 SHEET_FILE = 'grid.png'
 STEPS_FILE = 'steps.png'
@@ -54,18 +50,6 @@ def to_images(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.stack(flat).view(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255
 
 
-def write_png(picture: Image.Image, path: Path) -> None:
-    """Writes a picture atomically: where there is a file, it is a whole one."""
-    replace_file(path, as_png(picture))
-
-
-def as_png(picture: Image.Image) -> bytes:
-    """A picture as the contents of a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format='PNG')
-    return buffer.getvalue()
-
-
 def enlarge(picture: Image.Image, width_px: int = READABLE_PX) -> Image.Image:
     """Repeats pixels, a whole number of times, until a picture is at least so wide; a wide one stays as it is."""
     factor = max(1, math.ceil(width_px / picture.width))
@@ -73,7 +57,10 @@ def enlarge(picture: Image.Image, width_px: int = READABLE_PX) -> Image.Image:
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image], columns: int | None = None, captions: Sequence[str] | None = None
+    pictures: Sequence[Image.Image],
+    columns: int | None = None,
+    captions: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
 ) -> Image.Image:
     """Lays pictures of one size out in rows.
 
@@ -81,6 +68,7 @@ def contact_sheet(
         pictures: At least one.
         columns: Pictures in a row; about as many as rows if None.
         captions: A line above each picture, which is enlarged to be as wide as a caption; none if None.
+        titles: A line above each column; pictures are enlarged as for captions. None writes none.
 
     Raises:
         ValueError: If there is no picture, or another number of captions.
@@ -90,15 +78,18 @@ def contact_sheet(
             f'a sheet needs a picture and one caption for each, got {len(pictures)} pictures and '
             f'{"no" if captions is None else len(captions)} captions'
         )
-    pictures = [enlarge(picture) for picture in pictures] if captions else pictures
+    pictures = [enlarge(picture) for picture in pictures] if captions or titles else pictures
     columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = math.ceil(len(pictures) / columns)
     width, height = pictures[0].size
-    top = CAPTION_PX if captions else 0
-    sheet = Image.new('RGB', (columns * (width + GAP_PX) - GAP_PX, rows * (height + top + GAP_PX) - GAP_PX), PAPER)
+    top, header = (CAPTION_PX if captions else 0), (CAPTION_PX if titles else 0)
+    size = (columns * (width + GAP_PX) - GAP_PX, header + rows * (height + top + GAP_PX) - GAP_PX)
+    sheet = Image.new('RGB', size, PAPER)
     pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles or ()):
+        pen.text((column * (width + GAP_PX) + 2, 2), title, fill=INK)
     for index, picture in enumerate(pictures):
-        x, y = index % columns * (width + GAP_PX), index // columns * (height + top + GAP_PX)
+        x, y = index % columns * (width + GAP_PX), header + index // columns * (height + top + GAP_PX)
         sheet.paste(picture, (x, y + top))
         if captions:
             pen.text((x + 2, y + 2), captions[index], fill=INK)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name
 from addp_backbone.runtime.config_checks import LaunchError
 
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
 _MAX_SHOWN = 5
 
 
@@ -196,7 +196,7 @@ def _walk(folder: Path) -> Iterator[str]:
         seen.add(real)
         inner = os.path.relpath(place, folder)
         for name in sorted(files):
-            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith('.'):
+            if is_image_name(name) and not name.startswith('.'):
                 yield name if inner == '.' else f'{inner}/{name}'
 
 

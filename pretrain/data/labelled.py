@@ -24,14 +24,12 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 
+from addp_backbone.files.images import PIXEL_MEAN, PIXEL_STD
 from addp_backbone.runtime.config_checks import LaunchError
 from pretrain.data.image_folder import ImageFolderDataset
 from pretrain.data.image_list import PathTable, check_same_classes, list_class_folders, list_file, read_classes
 from pretrain.data.transforms import ImageSample
 
-# ImageNet's, for pixels in [0, 255]; the encoder was pre-trained with them.
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
 TRANSLATE_SHARE = 0.45  # of the image's side: RandAugment's largest shift (timm)
 
 

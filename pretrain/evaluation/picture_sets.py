@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
+from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name
 from pretrain.data.figures import FIGURE_FILES
 
 NUM_IMAGES = 50_000
 SIZE_PX = 256
 FORMAT = 'PNG'
 MANIFEST_FILE = 'manifest.json'
-_ENDINGS = ('.png', '.jpg', '.jpeg')  # as torch-fidelity looks for
 _MAX_NAMES = 5  # listed in an error
 
 
@@ -56,11 +56,11 @@ class PictureSet:
         """
         if not folder.is_dir():
             raise ValueError(f'{folder} is no folder of pictures')
-        files = [path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.is_file()]
+        files = [path for path in folder.iterdir() if is_image_name(path.name) and path.is_file()]
         figures = tuple(sorted(path.name for path in files if path.name in FIGURE_FILES))
         files = sorted((path for path in files if path.name not in figures), key=lambda path: str(path.resolve()))
         if not files:
-            raise ValueError(f'{folder} holds no pictures ({", ".join(_ENDINGS)}); subfolders are not searched')
+            raise ValueError(f'{folder} holds no pictures ({", ".join(IMAGE_ENDINGS)}); subfolders are not searched')
         sizes: Counter[str] = Counter()
         formats: Counter[str] = Counter()
         for path in files:

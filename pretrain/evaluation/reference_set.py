@@ -12,11 +12,10 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name, write_png
 from addp_backbone.runtime.processes import process_pool
-from pretrain.data.figures import write_png
 from pretrain.evaluation.picture_sets import FORMAT, MANIFEST_FILE, SIZE_PX, checksum_of_names
 
-_ENDINGS = ('.jpeg', '.jpg', '.png')
 _MAX_NAMES = 10
 _CHUNK = 16
 
@@ -80,9 +79,9 @@ def _targets(source: Path, out: Path) -> dict[Path, Path]:
         raise ValueError(f'{source} is no folder; give the one with the validation images')
     if out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f'{out} lies within {source}: its pictures would be taken for validation images')
-    paths = sorted(path for path in source.rglob('*') if path.suffix.lower() in _ENDINGS and path.is_file())
+    paths = sorted(path for path in source.rglob('*') if is_image_name(path.name) and path.is_file())
     if not paths:
-        raise ValueError(f'{source} holds no pictures ({", ".join(_ENDINGS)})')
+        raise ValueError(f'{source} holds no pictures ({", ".join(IMAGE_ENDINGS)})')
     repeated = sorted(name for name, count in Counter(path.stem for path in paths).items() if count > 1)
     if repeated:
         raise ValueError(

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from addp_backbone.files.atomic import replace_file
-from pretrain.data.figures import SHEET_FILE, contact_sheet, grey_out, to_pictures, write_png
+from addp_backbone.files.images import write_png
+from pretrain.data.figures import SHEET_FILE, contact_sheet, grey_out, to_pictures
 from pretrain.generation.sampling import Sampling, image_generator
 from pretrain.generation.trajectory import generate, trajectory
 from pretrain.networks.addp import ADDP

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from addp_backbone.files.images import IMAGENET_MEAN, IMAGENET_STD
 from addp_backbone.layers.block import NORM_EPS, Block, PatchEmbed
 from addp_backbone.networks.arch import Arch, get_arch
 from pretrain.networks.decoder import TokenHead, decoder_sequence
@@ -30,9 +31,6 @@ from pretrain.networks.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
 from pretrain.networks.token_predictor import TokenPredictor
 from pretrain.networks.tokenizer import VQGANTokenizer
 from pretrain.networks.vocabulary import Vocabulary
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class DiffusionSample(NamedTuple):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
+from addp_backbone.files.images import IMAGENET_MEAN, IMAGENET_STD
+
 _TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 _CLASSIFIER = 'classifier.'
 
 
@@ -28,8 +28,8 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.features = make_layers(cfgs['D']).requires_grad_(False)
         self.loaded = False
-        self.register_buffer('mean', torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer('mean', torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         for layer in self.features:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the taps are read after later layers have run

@@ -14,11 +14,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
+from addp_backbone.files.images import write_png
 from addp_backbone.runtime.seeding import SampleIndex
-from pretrain.data.figures import CAPTION_PX, GAP_PX, INK, PAPER, enlarge, to_pictures, write_png
+from pretrain.data.figures import contact_sheet, to_pictures
 
 
 @HOOKS.register_module()
@@ -75,19 +76,8 @@ def compose(columns: Mapping[str, Tensor]) -> Image.Image:
     Returns:
         An RGB picture; small images are enlarged to the width of a title.
     """
-    rows = {title: [enlarge(picture) for picture in to_pictures(images)] for title, images in columns.items()}
-    pictures = next(iter(rows.values()))
-    width, height = pictures[0].size
-    canvas = Image.new(
-        'RGB', (len(rows) * (width + GAP_PX) - GAP_PX, CAPTION_PX + len(pictures) * (height + GAP_PX) - GAP_PX), PAPER
-    )
-    pen = ImageDraw.Draw(canvas)
-    for i, (title, column) in enumerate(rows.items()):
-        left = i * (width + GAP_PX)
-        pen.text((left + 2, 2), title, fill=INK)
-        for j, picture in enumerate(column):
-            canvas.paste(picture, (left, CAPTION_PX + j * (height + GAP_PX)))
-    return canvas
+    rows = zip(*(to_pictures(images) for images in columns.values()), strict=True)
+    return contact_sheet([picture for row in rows for picture in row], columns=len(columns), titles=list(columns))
 
 
 def pick_images(dataset: Any, count: int, model: Any) -> Tensor:

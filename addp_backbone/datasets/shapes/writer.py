@@ -20,13 +20,14 @@ from pycocotools import mask as coco_masks
 
 from addp_backbone.datasets.shapes.scenes import MAX_CLUTTER, SHAPE_CLASSES, Scene, render_scene
 from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.images import write_png
+from addp_backbone.files.run_length import encode_mask
 from addp_backbone.runtime.processes import process_pool
 
 BACKGROUND = 'background'
 SEG_CLASSES = (BACKGROUND, *SHAPE_CLASSES)  # mask values 1..11; 0 (void) never occurs
 SETTINGS_FILE = 'settings.json'
 PARTS = {'scenes/train': 0, 'scenes/val': 1, 'classes/train': 2, 'classes/val': 3, 'plain': 4}  # seeds: never renumber
-PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _write_picture(out: Path, settings: ShapeSettings, job: tuple[str, int]) -> 
         scene = render_scene(
             rng, settings.height, settings.width, [label], (0.35, 0.6), 0.25, settings.typical, settings.clutter
         )
-        _write_png(out / part / SHAPE_CLASSES[label] / f'{index:06d}.png', scene.image)
+        write_png(scene.image, out / part / SHAPE_CLASSES[label] / f'{index:06d}.png')
         record: dict[str, Any] = {}
     else:
         scene = render_scene(
@@ -171,10 +172,10 @@ def _write_picture(out: Path, settings: ShapeSettings, job: tuple[str, int]) -> 
             clutter=settings.clutter,
         )
         folder = 'plain' if part == 'plain' else part.replace('scenes', 'images')
-        _write_png(out / folder / f'{index:06d}.png', scene.image)
+        write_png(scene.image, out / folder / f'{index:06d}.png')
         record = {}
         if part != 'plain':
-            _write_png(out / part.replace('scenes', 'annotations') / f'{index:06d}.png', _semantic_mask(scene))
+            write_png(_semantic_mask(scene), out / part.replace('scenes', 'annotations') / f'{index:06d}.png')
             record = {'file_name': f'{index:06d}.png', 'annotations': _instances(scene)}
     _write_json(_record_path(out, part, index), record)
 
@@ -191,14 +192,14 @@ def _instances(scene: Scene) -> list[dict[str, Any]]:
     """COCO's annotations of a scene, without ids; masks as run-length code, which keeps holes and hidden parts exact."""
     annotations = []
     for label, visible in zip(scene.labels.tolist(), scene.masks, strict=True):
-        code = coco_masks.encode(np.asfortranarray(visible.astype(np.uint8)))
+        code = encode_mask(visible)
         annotations.append(
             {
                 'category_id': label + 1,
                 'bbox': coco_masks.toBbox(code).tolist(),
                 'area': int(visible.sum()),
                 'iscrowd': 0,
-                'segmentation': {'size': [int(n) for n in code['size']], 'counts': code['counts'].decode('ascii')},
+                'segmentation': code,
             }
         )
     return annotations
@@ -223,9 +224,3 @@ def _coco(records: list[dict[str, Any]], settings: ShapeSettings) -> dict[str, A
 
 def _write_json(path: Path, content: Any) -> None:
     replace_file(path, json.dumps(content))
-
-
-def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Writes an RGB picture or a one-channel mask."""
-    pixels = image[..., ::-1] if image.ndim == 3 else image
-    replace_file(path, cv2.imencode('.png', pixels, PNG_OPTIONS)[1].tobytes())
