@@ -4,7 +4,7 @@ Command: ``tools/dist_train.sh det_configs/addp_base_cascade.py 8 --amp`` (8 GPU
 AP box: published none; measured: not run.
 """
 
-_base_ = ['_base_/cascade.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
+_base_ = ['_base_/cascade.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/mmdet.py', '_base_/runtime.py']
 
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.1),  # ViTDet

@@ -4,10 +4,9 @@ Command: ``tools/dist_train.sh det_configs/addp_base_fasterrcnn.py 8 --amp`` (8 
 AP box: published none; measured: not run.
 """
 
-_base_ = './addp_base_maskrcnn.py'
+_base_ = ['./addp_base_maskrcnn.py', './_base_/boxes_only.py']
 
-model = dict(type='FasterRCNN', roi_head=dict(mask_roi_extractor=None, mask_head=None))
-train_pipeline = [dict(step, with_mask=False) if 'with_mask' in step else step for step in _base_.train_pipeline]
+model = _base_.boxes_only.model
+train_pipeline = [dict(step, **_base_.boxes_only.steps.get(step['type'], {})) for step in _base_.train_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_evaluator = dict(metric='bbox')
-test_evaluator = val_evaluator
+val_evaluator = test_evaluator = _base_.boxes_only.evaluator

@@ -5,7 +5,7 @@ tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vi
 published 51.7; measured: not run.
 """
 
-_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
+_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/mmdet.py', '_base_/runtime.py']
 
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.1),  # ViTDet

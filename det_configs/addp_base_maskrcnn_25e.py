@@ -4,10 +4,10 @@ Command: ``tools/dist_train.sh det_configs/addp_base_maskrcnn_25e.py 8 --amp`` (
 AP box: published none; measured: not run.
 """
 
-_base_ = './addp_base_maskrcnn.py'
+_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_25e.py', '_base_/mmdet.py', '_base_/runtime.py']
 
-train_cfg = dict(max_iters=46094)  # 25 / 100 of ViTDet's 184375
-param_scheduler = [
-    _base_.param_scheduler[0],  # the same warm-up
-    dict(_base_.param_scheduler[1], milestones=[40972, 44387]),  # at 8/9 and 26/27, as in ViTDet
-]
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.1),  # ViTDet
+    neck=dict(in_channels=768),
+)
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.7))  # ViTDet

@@ -6,7 +6,7 @@ exp/release/addp-vit-large-16.pth exp/release/addp-vit-large-16.backbone.pth``. 
 run.
 """
 
-_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
+_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/mmdet.py', '_base_/runtime.py']
 
 model = dict(
     backbone=dict(

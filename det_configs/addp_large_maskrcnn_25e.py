@@ -4,10 +4,14 @@ Command: ``tools/dist_train.sh det_configs/addp_large_maskrcnn_25e.py 8 --amp`` 
 AP box: published none; measured: not run.
 """
 
-_base_ = './addp_large_maskrcnn.py'
+_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_25e.py', '_base_/mmdet.py', '_base_/runtime.py']
 
-train_cfg = dict(max_iters=46094)  # 25 / 100 of ViTDet's 184375
-param_scheduler = [
-    _base_.param_scheduler[0],  # the same warm-up
-    dict(_base_.param_scheduler[1], milestones=[40972, 44387]),  # at 8/9 and 26/27, as in ViTDet
-]
+model = dict(
+    backbone=dict(
+        arch='large',
+        drop_path_rate=0.4,  # ViTDet
+        init_cfg=dict(checkpoint='exp/release/addp-vit-large-16.backbone.pth'),
+    ),
+    neck=dict(in_channels=1024),
+)
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8))  # ViTDet

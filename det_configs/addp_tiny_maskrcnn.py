@@ -1,14 +1,15 @@
-"""Tiny ViT, Mask R-CNN with small heads and images: for debugging, laptops and small data sets; trains from random weights too.
+"""Tiny ViT, Mask R-CNN with small heads and images: for debugging, laptops and small data sets.
 
 Command: ``python tools/train.py det_configs/addp_tiny_maskrcnn.py`` (no GPU needed). On own data: inherit from this
-leaf (``tools/new_dataset.py`` writes such a config). All values are ours, tuned on small data; nothing is published.
+leaf (``tools/new_dataset.py`` writes such a config). It trains from random weights too. All
+values are ours, tuned on small data; nothing is published.
 
 Training sees whole photographs without size jitter, as evaluation does. Crops of 256 px (batch 4, lr 1.5e-3) had as
 high an AP from random weights, but facades were taken for cars. README, "Your own data", says what the leaf reaches on
 CamVid, from random weights and from the backbone of a UperNet.
 """
 
-_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/runtime.py']
+_base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/mmdet.py', '_base_/runtime.py']
 
 image_size = 480  # longer side, in pixels
 num_channels = 64

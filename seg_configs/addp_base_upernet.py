@@ -5,7 +5,13 @@ tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vi
 published 48.1; measured: not run.
 """
 
-_base_ = ['_base_/upernet.py', '_base_/ade20k.py', '_base_/schedule_160k.py', '_base_/runtime.py']
+_base_ = [
+    '_base_/upernet.py',
+    '_base_/ade20k.py',
+    '_base_/schedule_160k.py',
+    '_base_/mmseg.py',
+    '../det_configs/_base_/runtime.py',
+]
 
 width = 768
 model = dict(

@@ -1,4 +1,6 @@
-"""ADDP ViT-B, UperNet, ADE20K: test at six sizes and mirrored, predictions averaged. For testing only; train with the leaf it inherits.
+"""ADDP ViT-B, UperNet, ADE20K: test at six sizes and mirrored, predictions averaged.
+
+For testing only; train with the leaf it inherits.
 
 Command: ``tools/dist_test.sh seg_configs/addp_base_upernet_ms.py CHECKPOINT 8``.
 mIoU: published 48.1 (whether at one size or at several is not said); measured: not run.

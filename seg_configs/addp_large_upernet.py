@@ -1,11 +1,19 @@
-"""ADDP ViT-L, UperNet, ADE20K, 160k iterations. Recipe: MAE; learning rate and layer decay are assumptions (nobody published theirs).
+"""ADDP ViT-L, UperNet, ADE20K, 160k iterations.
+
+Recipe: MAE; learning rate and layer decay are assumptions (nobody published theirs).
 
 Command: ``tools/dist_train.sh seg_configs/addp_large_upernet.py 8 --amp`` (8 GPUs x 2 images);
 ``seg_configs/sweep_large.sh`` tries 16 settings of the two. Weights: ``python tools/convert_checkpoint.py
 exp/release/addp-vit-large-16.pth exp/release/addp-vit-large-16.backbone.pth``. mIoU: published 54.3; measured: not run.
 """
 
-_base_ = ['_base_/upernet.py', '_base_/ade20k.py', '_base_/schedule_160k.py', '_base_/runtime.py']
+_base_ = [
+    '_base_/upernet.py',
+    '_base_/ade20k.py',
+    '_base_/schedule_160k.py',
+    '_base_/mmseg.py',
+    '../det_configs/_base_/runtime.py',
+]
 
 width = 1024
 model = dict(

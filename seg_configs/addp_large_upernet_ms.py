@@ -1,4 +1,6 @@
-"""ADDP ViT-L, UperNet, ADE20K: test at six sizes and mirrored, predictions averaged. For testing only; train with the leaf it inherits.
+"""ADDP ViT-L, UperNet, ADE20K: test at six sizes and mirrored, predictions averaged.
+
+For testing only; train with the leaf it inherits.
 
 Command: ``tools/dist_test.sh seg_configs/addp_large_upernet_ms.py CHECKPOINT 8``.
 mIoU: published 54.3 (whether at one size or at several is not said); measured: not run.

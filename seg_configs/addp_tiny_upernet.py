@@ -1,7 +1,8 @@
-"""Tiny ViT, UperNet with small heads and crops: for debugging, laptops and small data sets; trains from random weights too.
+"""Tiny ViT, UperNet with small heads and crops: for debugging, laptops and small data sets.
 
 Command: ``python tools/train.py seg_configs/addp_tiny_upernet.py`` (no GPU needed). On own data: inherit from this leaf
-(``tools/new_dataset.py`` writes such a config). All values are ours, tuned on small data; nothing is published.
+(``tools/new_dataset.py`` writes such a config). It trains from random weights too. All values are ours,
+tuned on small data; nothing is published.
 
 Measured on CamVid (367 training and 101 validation photographs of 480 x 360, 11 classes) from random weights, seed 0:
 ``python tools/train.py camvid.py --amp`` (bfloat16, OMP_NUM_THREADS=1) on one core of two, AMD EPYC, the other busy: 23
@@ -10,7 +11,13 @@ building, pavement and car are learned; pole, sign, fence, pedestrian and bicycl
 and small things a larger ``resized_to`` and a longer schedule may help (not tried).
 """
 
-_base_ = ['_base_/upernet.py', '_base_/ade20k.py', '_base_/schedule_160k.py', '_base_/runtime.py']
+_base_ = [
+    '_base_/upernet.py',
+    '_base_/ade20k.py',
+    '_base_/schedule_160k.py',
+    '_base_/mmseg.py',
+    '../det_configs/_base_/runtime.py',
+]
 
 width = 192
 num_channels = 64

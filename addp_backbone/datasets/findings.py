@@ -104,7 +104,7 @@ class Findings:
 
 
 def bounded_map(function: Callable[[Item], Result], items: Iterable[Item], num_workers: int) -> Iterator[Result]:
-    """``map`` in threads (image decoders release the interpreter lock), in order, with few results in memory at a time."""
+    """``map`` in threads, in order, with few results in memory at a time (decoders release the interpreter lock)."""
     source = iter(items)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         pending: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(source, 4 * num_workers))

@@ -154,7 +154,7 @@ def segmentation_leaf(
     steps = [step for loader in (config.train_dataloader, config.val_dataloader) for step in loader.dataset.pipeline]
     if any(step.get('reduce_zero_label') is not None for step in steps):
         raise ValueError(
-            f'base config {base} sets reduce_zero_label in its pipelines: leave it to the data set, which knows its masks'
+            f'base config {base} sets reduce_zero_label in its pipelines; the data set sets it, as it knows its masks'
         )
     model = [
         _set_num_classes(config.model[name], name, '')
@@ -229,7 +229,7 @@ def load_base(base: Path, needed: str, wanted: str) -> Config:
         raise ValueError(f'base config {base} has no model.{needed}: wanted {wanted}')
     if 'dataset' in config.train_dataloader.dataset:
         raise ValueError(
-            f'base config {base} wraps its data set in {config.train_dataloader.dataset.type}: choose a base without a wrapper'
+            f'base config {base} wraps its data set in {config.train_dataloader.dataset.type}; choose one that does not'
         )
     return config
 
@@ -240,8 +240,9 @@ def schedule_hint(config: Mapping[str, Any], num_train_images: int) -> str:
     if not max_iters:
         return f'schedule: {config["train_cfg"].get("max_epochs")} epochs'
     return (
-        f'schedule: {max_iters} iterations x {batch} images a process = {max_iters * batch / num_train_images:.0f} passes over '
-        f'{num_train_images} images; for another length --cfg-options train_cfg.max_iters=N'
+        f'schedule: {max_iters} iterations x {batch} images a process = '
+        f'{max_iters * batch / num_train_images:.0f} passes over {num_train_images} images; '
+        'for another length --cfg-options train_cfg.max_iters=N'
     )
 
 

@@ -53,7 +53,9 @@ class SegmentationData:
 
 
 def read_classes(path: Path) -> tuple[list[str], list[list[int]] | None]:
-    """Reads a class list: text, one name a line, or JSON: a list of names, or ``{"classes": [...], "palette": [[r, g, b], ...]}``.
+    """Reads a class list: text with one name a line, or JSON.
+
+    The JSON is a list of names or ``{"classes": [...], "palette": [[r, g, b], ...]}``.
 
     Returns:
         Names, and colours if there are any.

@@ -1,4 +1,6 @@
-"""Overlay: fully sharded data parallelism, for models that one GPU cannot hold. List it beside any leaf, here or in seg_configs:
+"""Overlay: fully sharded data parallelism, for models that one GPU cannot hold.
+
+List it beside any leaf, here or in seg_configs:
 
     _base_ = ['./addp_large_maskrcnn.py', './_base_/fsdp.py']
 

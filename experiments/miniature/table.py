@@ -180,7 +180,7 @@ class Miniature:
                 s.tokenizer,
                 0.22 * s.tokenizer,
                 'model.objective.quantize_from_iters=' + str(s.tokenizer // 6),
-                'custom_hooks.2.stop_after_iters=' + str(s.tokenizer * 3 // 4),
+                'default_hooks.revive_codes.stop_after_iters=' + str(s.tokenizer * 3 // 4),
             ),
             self._pretrain_one('token_predictor', 'tokenizer', s.token_predictor, 0.36 * s.token_predictor, tokenizer),
             self._pretrain_one('addp', 'token_predictor', s.addp, 0.68 * s.addp, tokenizer, predictor),

@@ -1,4 +1,4 @@
-"""ADDP pre-training, ViT-Base, 1600 epochs of ImageNet (reference section 5: the published recipe).
+"""ADDP pre-training, ViT-Base, 1600 epochs of ImageNet (docs/reference.md: the published recipe).
 
 Command: ``tools/dist_train.sh pretrain/configs/addp_base_1600e.py 64`` (the published global batch is 4096 = 64
 processes x 64 images; on fewer GPUs the learning rate follows, or set ``optim_wrapper.accumulative_counts``). Weights

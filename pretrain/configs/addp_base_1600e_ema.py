@@ -1,7 +1,8 @@
-"""ADDP pre-training, ViT-Base, with an exponential moving average of the trained weights (ours; not in the published recipe).
+"""ADDP pre-training, ViT-Base, with an exponential moving average (EMA) of the trained weights.
 
-Checkpoints hold the average as ``state_dict``: it is what gets converted, fine-tuned and generated with. Result: not
-run. Any other config: ``--cfg-options default_hooks.ema.type=EMAHook default_hooks.ema.ema_type=TrainedPartEMA``.
+Ours, not in the published recipe. Checkpoints hold the average as ``state_dict``: it is what gets converted, fine-tuned
+and generated with. Command: ``tools/dist_train.sh pretrain/configs/addp_base_1600e_ema.py 64``. Result: not run. Any
+other config: ``--cfg-options default_hooks.ema.type=EMAHook default_hooks.ema.ema_type=TrainedPartEMA``.
 """
 
 _base_ = './addp_base_1600e.py'

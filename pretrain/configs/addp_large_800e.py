@@ -1,4 +1,4 @@
-"""ADDP pre-training, ViT-Large, 800 epochs of ImageNet (reference section 5: the published recipe).
+"""ADDP pre-training, ViT-Large, 800 epochs of ImageNet (docs/reference.md: the published recipe).
 
 Command: ``tools/dist_train.sh pretrain/configs/addp_large_800e.py 64``; everything else as in addp_base_1600e.py.
 Published after fine-tuning: ImageNet top-1 85.9, COCO AP box 54.6, ADE20K mIoU 54.3; FID 7.6, IS 105.1. Ours: not run.

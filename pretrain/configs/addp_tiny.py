@@ -1,7 +1,8 @@
 """Tiny ADDP, the third of three commands (see tokenizer_tiny.py).
 
-Afterwards ``python tools/convert_checkpoint.py work_dirs/addp_tiny/iter_600.pth backbone.pth --patch-size 8 --img-size
-128`` makes weights for the tiny leaves of det_configs and seg_configs, whose patches are 8 px wide.
+Command: ``python tools/train.py pretrain/configs/addp_tiny.py`` (no GPU needed). Afterwards ``python
+tools/convert_checkpoint.py work_dirs/addp_tiny/iter_600.pth backbone.pth --patch-size 8 --img-size 128`` makes weights
+for the tiny leaves of det_configs and seg_configs, whose patches are 8 px wide.
 """
 
 _base_ = ['_base_/tiny.py', '_base_/runtime.py']

@@ -1,4 +1,4 @@
-"""ADDP ViT-Base fine-tuned on ImageNet, 100 epochs at 256 px (reference section 5: the published recipe).
+"""ADDP ViT-Base fine-tuned on ImageNet, 100 epochs at 256 px (docs/reference.md: the published recipe).
 
 Command: ``tools/dist_train.sh pretrain/configs/finetune_base_100e.py 8`` (the published global batch is 1024 = 8 GPUs x
 128 images). Weights: the released file itself, or any checkpoint of ADDP, MAE, MAGE or timm; positions are resized to

@@ -1,7 +1,8 @@
-"""ADDP ViT-Base fine-tuned on ImageNet, with an exponential moving average of the weights (ours; not in the published recipe).
+"""ADDP ViT-Base fine-tuned on ImageNet, with an exponential moving average (EMA) of the weights.
 
-The average is what is evaluated, and what checkpoints hold as ``state_dict``. Result: not run.
-Any other config: ``--cfg-options default_hooks.ema.type=EMAHook default_hooks.ema.momentum=1e-4``.
+Ours, not in the published recipe. The average is what is evaluated, and what checkpoints hold as ``state_dict``.
+Command: ``tools/dist_train.sh pretrain/configs/finetune_base_100e_ema.py 8``. Top-1: measured: not run. Any other
+config: ``--cfg-options default_hooks.ema.type=EMAHook default_hooks.ema.momentum=1e-4``.
 """
 
 _base_ = './finetune_base_100e.py'

@@ -1,4 +1,4 @@
-"""ADDP ViT-Large fine-tuned on ImageNet, 50 epochs at 256 px (reference section 5: the published recipe).
+"""ADDP ViT-Large fine-tuned on ImageNet, 50 epochs at 256 px (docs/reference.md: the published recipe).
 
 Command: ``tools/dist_train.sh pretrain/configs/finetune_large_50e.py 8`` (the published global batch is 1024 = 8 GPUs x
 128 images). Less memory: ``--cfg-options model.backbone.with_cp=True``. Top-1: published 85.9; measured: not run.

@@ -1,4 +1,4 @@
-"""Linear probe of ADDP ViT-Large on ImageNet, 90 epochs (reference section 5: MAE's recipe; the published code has none).
+"""Linear probe of ADDP ViT-Large on ImageNet, 90 epochs (MAE's recipe: docs/reference.md; the published code has none).
 
 Command: ``tools/dist_train.sh pretrain/configs/linear_large.py 32`` (MAE's global batch is 16384 = 32 GPUs x 512
 images; on fewer GPUs ``optim_wrapper.accumulative_counts`` makes up for it, or the learning rate follows). Top-1:

@@ -1,4 +1,8 @@
-"""Linear probe of tiny ADDP on generated shapes, on a CPU in minutes (all values ours); data and weights as in finetune_tiny.py."""
+"""Linear probe of tiny ADDP on generated shapes, on a CPU in minutes (all values ours).
+
+Command: ``python tools/train.py pretrain/configs/linear_tiny.py`` (no GPU needed). Data and weights as in
+finetune_tiny.py.
+"""
 
 _base_ = ['_base_/classification.py', '_base_/classification_linear.py']
 

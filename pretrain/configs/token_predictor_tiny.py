@@ -1,4 +1,7 @@
-"""Tiny token predictor, the second of three commands (see tokenizer_tiny.py)."""
+"""Tiny token predictor, the second of three commands (see tokenizer_tiny.py).
+
+Command: ``python tools/train.py pretrain/configs/token_predictor_tiny.py`` (no GPU needed). Result: not published.
+"""
 
 _base_ = ['_base_/tiny.py', '_base_/runtime.py']
 

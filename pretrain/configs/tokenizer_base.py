@@ -29,8 +29,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=1, convert_to_iter_based=True),
 ]
-custom_hooks = [
-    dict(type='SeedEachIteration'),
-    dict(type='StopOnBadLoss'),
-    dict(type='ReviveCodesHook', interval=100),
-]
+default_hooks = dict(revive_codes=dict(type='ReviveCodesHook', interval=100))

@@ -1,4 +1,4 @@
-"""Classification recipes: every parameter's learning rate and weight decay, the schedule's end, every leaf at toy size."""
+"""Classification recipes: each parameter's learning rate and weight decay, the schedule's end, leaves at toy size."""
 
 from __future__ import annotations
 

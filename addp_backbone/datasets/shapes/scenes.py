@@ -237,7 +237,7 @@ def _stroke(rng: np.random.Generator, start: FloatArray, length_px: float, width
 
 
 def _add_clutter(canvas: Canvas, num_items: int, size: tuple[float, float]) -> None:
-    """Paints blobs and bands of ``size`` (smallest, largest, as a share of the shorter side) that hide no shape too much."""
+    """Paints blobs and bands that hide no shape too much; ``size``: smallest and largest share of the shorter side."""
     rng, unit = canvas.rng, canvas.unit_px
     height, width = canvas.pixels.shape[:2]
     for _ in range(num_items):
@@ -251,7 +251,7 @@ def _add_clutter(canvas: Canvas, num_items: int, size: tuple[float, float]) -> N
 
 
 def typical_material(label: int) -> Material:
-    """What a class's shapes are mostly made of, where classes have typical materials: one of five hues, plain or chequered."""
+    """The typical material of a class, where classes have one: one of five hues, plain or chequered."""
     num_hues = len(SHAPE_CLASSES) // 2
     return Material(CLOUDS if label < num_hues else CHECKS, label % num_hues / num_hues, (0.5, 0.9), (0.25, 0.4))
 

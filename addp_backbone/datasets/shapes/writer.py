@@ -1,4 +1,6 @@
-"""Writes data sets of generated shapes: instances and masks, a class-folder tree, plain images. See ``tools/make_shapes.py``.
+"""Writes data sets of generated shapes: instances and masks, a class-folder tree, plain images.
+
+The command is ``tools/make_shapes.py``.
 
 Picture ``i`` of a part is a function of the seed, the part and ``i`` alone. Every file is written atomically, a
 picture's record last: a run that was cut goes on where it stopped, whatever the number of processes.
@@ -189,7 +191,7 @@ def _semantic_mask(scene: Scene) -> NDArray[np.uint8]:
 
 
 def _instances(scene: Scene) -> list[dict[str, Any]]:
-    """COCO's annotations of a scene, without ids; masks as run-length code, which keeps holes and hidden parts exact."""
+    """COCO's annotations of a scene, without ids; masks are run-length coded, which keeps holes and hidden parts."""
     annotations = []
     for label, visible in zip(scene.labels.tolist(), scene.masks, strict=True):
         code = encode_mask(visible)

@@ -13,7 +13,7 @@ _base_ = './runtime.py'
 custom_imports = dict(imports=['pretrain.classification'], allow_failed_imports=False)
 
 img_size = 256
-crop_ratio = 1.0  # of the shorter side, at test time (reference section 5)
+crop_ratio = 1.0  # of the shorter side, at test time (docs/reference.md)
 data_root = 'data/imagenet'
 few_shot = dict(images_per_class=10, seeds=(0, 1, 2, 3, 4))  # for tools/few_shot.py; ours
 

@@ -1,4 +1,6 @@
-"""Fine-tuning: model, augmentation and schedule (reference section 5). A leaf sets arch, drop path, epochs, learning rate and its decay.
+"""Fine-tuning: model, augmentation and schedule (docs/reference.md).
+
+A leaf sets arch, drop path, epochs, learning rate and its decay.
 
 The learning rate is for 256 images of the global batch (batch_size x processes x optim_wrapper.accumulative_counts) and
 follows the real one. Precision: ``optim_wrapper.type=OptimWrapper`` is float32, ``BFloat16OptimWrapper`` bfloat16.

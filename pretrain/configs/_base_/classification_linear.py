@@ -1,4 +1,4 @@
-"""Linear probing: MAE's recipe (reference section 5; the published code has none). A leaf sets arch and weights.
+"""Linear probing: MAE's recipe (docs/reference.md; the published code has none). A leaf sets arch and weights.
 
 As in pre-training, ``tokenizer_norm`` and the encoder's final ``norm`` are in place. ``model.backbone.out_index``
 chooses the block whose output is probed (0 = the first, -1 = the last). The learning rate is for 256 images of the

@@ -1,4 +1,4 @@
-"""Data: ImageNet's training images without labels, 256 px (reference section 5). Any other folder does as well:
+"""Data: ImageNet's training images without labels, 256 px (docs/reference.md). Any other folder does as well:
 
 ``--cfg-options train_dataloader.dataset.data_root=FOLDER train_dataloader.dataset.data_prefix=`` searches it at any
 depth; a list of files is ``train_dataloader.dataset.ann_file=meta/train.txt`` (a path a line, a label behind it is

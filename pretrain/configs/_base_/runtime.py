@@ -1,4 +1,4 @@
-"""Runtime of pre-training: logs (text, JSON lines, TensorBoard), checkpoints, pictures, exact resume, guard against bad losses."""
+"""Runtime of pre-training: logs (text, JSON lines, TensorBoard), checkpoints, images, exact resume, bad losses."""
 
 default_scope = 'mmengine'
 custom_imports = dict(imports=['pretrain.training'], allow_failed_imports=False)

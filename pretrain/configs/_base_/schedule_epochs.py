@@ -1,9 +1,9 @@
-"""Schedule in epochs: AdamW, warm-up, cosine to 0, mixed precision (reference section 5). A leaf sets ``train_cfg.max_epochs``.
+"""Schedule in epochs: AdamW, warm-up, cosine to 0, mixed precision (docs/reference.md).
 
-Iterations follow from the number of images and the real global batch; the cosine ends with the last epoch and moves
-every iteration. The learning rate is 1e-4 for each 256 images of the global batch (batch_size x processes x
-optim_wrapper.accumulative_counts). Precision: ``optim_wrapper.type=OptimWrapper`` is float32, ``BFloat16OptimWrapper``
-bfloat16. Without CUDA it is bfloat16.
+A leaf sets ``train_cfg.max_epochs``. Iterations follow from the number of images and the real global batch; the cosine
+ends with the last epoch and moves every iteration. The learning rate is 1e-4 for each 256 images of the global batch
+(batch_size x processes x optim_wrapper.accumulative_counts). Precision: ``optim_wrapper.type=OptimWrapper`` is float32,
+``BFloat16OptimWrapper`` bfloat16. Without CUDA it is bfloat16.
 """
 
 train_cfg = dict(type='EpochCountedTrainLoop')

@@ -1,7 +1,7 @@
 """Tiny networks and schedule: the whole pipeline on a CPU in minutes, from any folder of images (all values ours).
 
 32 px images, 4 x 4 patches, 8 x 8 tokens of 256 codes: few enough that all three networks learn something in minutes.
-tools/convert_checkpoint.py resamples the patches, so that a backbone sees at a larger size what the encoder saw at this one.
+tools/convert_checkpoint.py resamples the patches, so that a backbone sees at a larger size what the encoder saw here.
 """
 
 img_size = 32

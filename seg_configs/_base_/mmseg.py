@@ -1,0 +1,17 @@
+"""What a run has from mmseg: scope, hooks, visualizer and test-time augmentation.
+
+The rest of the runtime is in ``det_configs/_base_/runtime.py``, which both tasks share.
+"""
+
+default_scope = 'mmseg'
+
+default_hooks = dict(  # timer, scheduler and sampler hooks are mmengine's defaults
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3),
+    visualization=dict(type='SegVisualizationHook'),
+)
+
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+
+tta_model = dict(type='SegTTAModel')
