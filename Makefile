@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := addp_backbone pretrain experiments tools tests det_configs seg_configs setup.py
 
-.PHONY: quickstart miniature benchmark test setup check lint types format doctor clean-quickstart
+.PHONY: quickstart miniature benchmark test setup check lint types format doctor docs pins clean-quickstart
 
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
@@ -22,10 +22,17 @@ setup: $(INSTALLED)
 
 $(INSTALLED): requirements.txt pyproject.toml setup.py addp_backbone/mmcv_standin/finder.py
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet $$(grep -E '^(pip|setuptools)==' requirements.txt)
 	$(PYTHON) -m pip install --quiet -r requirements.txt
-	$(PYTHON) -m pip install --quiet --no-deps --editable .
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Pins again what requirements.in asks for. Versions that still fit stay; UPGRADE=--upgrade takes the newest of all.
+# nvidia, cuda and triton packages are left to torch, which asks for exactly those that it was built with.
+pins: $(INSTALLED)
+	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header $(UPGRADE) \
+	    requirements.in --output-file requirements.txt
+	sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.txt
 
 check: lint types test
 
