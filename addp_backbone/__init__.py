@@ -8,7 +8,6 @@ from addp_backbone.mmcv_standin import finder
 finder.install()
 
 from addp_backbone.detection import large_scale_jitter  # noqa: E402, F401  (registers transforms)
-from addp_backbone.networks import sharding  # noqa: E402, F401
 from addp_backbone.networks.pyramid import SimpleFeaturePyramid  # noqa: E402
 from addp_backbone.networks.vit import ADDPViT  # noqa: E402
 from addp_backbone.runtime import optim_wrappers, saving, seeding  # noqa: E402, F401  (registers hooks, transforms and wrappers; mmcv's ops must be in place first)

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import resample_patch_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint, write_atomically
-from addp_backbone.layers.grid import resize_pos_embed
 
 __all__ = [
     'FORMATS',
@@ -319,5 +318,5 @@ def _resize(report: ConversionReport, img_size: int | None, patch_size: int | No
     grid = side if img_size is None else img_size // patch
     if grid != side:
         report.notes.append(f'pos_embed: resized (bicubic) from {side} x {side} to {grid} x {grid}')
-    pos_embed = resize_pos_embed(pos_embed, (side, side), (grid, grid))
+    pos_embed = resample_abs_pos_embed(pos_embed, [grid, grid], [side, side], num_prefix_tokens=0, antialias=False)
     report.state_dict['pos_embed'] = torch.cat((cls[:, :1], pos_embed), dim=1) if keep_cls else pos_embed

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import torch
 from mmengine.registry import MODELS
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from addp_backbone.layers.block_attention import block_attention
-from addp_backbone.layers.cpu_attention import relative_attention
-from addp_backbone.layers.dropout import Dropout, dropout
-from addp_backbone.layers.grid import relative_positions
+from addp_backbone.layers.attention import attend
+from addp_backbone.layers.dropout import Dropout
 from addp_backbone.layers.mlp import Mlp
-from addp_backbone.layers.windows import merge_windows, pad_to_windows, partition_windows
 
 NORM_EPS = 1e-6
+
+# LayerNorm over the channels of a (B, C, H, W) map, each pixel on its own, for norm_cfg=dict(type='ChannelLN').
+MODELS.register_module(name='ChannelLN', module=LayerNorm2d)
 
 
 class PatchEmbed(nn.Module):
@@ -39,7 +38,7 @@ class PatchEmbed(nn.Module):
         """Embeds images (B, 3, H, W) as a token map (B, H / patch_size, W / patch_size, C).
 
         Raises:
-            ValueError: If H or W is no multiple of the patch size.
+            ValueError: If H or W is not a multiple of the patch size.
         """
         H, W = images.shape[-2:]
         if H % self.patch_size or W % self.patch_size:
@@ -50,43 +49,18 @@ class PatchEmbed(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1)
 
 
-@MODELS.register_module(name='ChannelLN')
-class ChannelLayerNorm(nn.Module):
-    """LayerNorm over the channels of a (B, C, H, W) map, each place alone (registered as ``ChannelLN`` for ``norm_cfg``).
-
-    Args:
-        num_features: Channels.
-        eps: Added to the variance; ViTDet uses 1e-6.
-    """
-
-    def __init__(self, num_features: int, eps: float = NORM_EPS) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises (B, C, H, W) to the same shape."""
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, optionally within windows and with decomposed relative positions.
 
-    Relative positions add ``q . R_h[row offset] + q . R_w[column offset]`` to each logit (ViTDet, MViTv2), without ever
-    making an N x N tensor. On a CPU :func:`addp_backbone.layers.cpu_attention.relative_attention` does it in blocks.
-    Elsewhere, and with dropout, fused attention does: the two terms become extra columns of the queries, which the keys
-    pick with one-hot columns. Without them two bytes on a CPU go to
-    :func:`addp_backbone.layers.block_attention.block_attention`, all else is fused.
+    Which kernel computes it is decided by :func:`addp_backbone.layers.attention.attend`.
 
     Args:
         width: Channels of a token.
-        num_heads: Number of heads.
-        dropout: Dropout on attention weights and on the output.
-        window_size: Side of the windows attended within; 0 for the whole map.
-        rel_pos_size: None for no relative positions; else the number of places along an axis that the
-            (zero-initialised) tables are made for. Other sizes interpolate the tables.
+        num_heads: Number of heads; must divide ``width``.
+        dropout: Dropout probability of attention weights and output.
+        window_size: Side of the windows attended within, in tokens; 0 for the whole map.
+        rel_pos_size: Number of tokens along an axis that the (zero-initialised) tables of relative positions are made
+            for, other sizes interpolate them; None for no relative positions.
     """
 
     def __init__(
@@ -116,86 +90,19 @@ class Attention(nn.Module):
         Returns:
             (B, N, C).
         """
-        if self.rel_pos_h is not None and x.device.type == 'cpu' and not (self.training and self.dropout):
-            out = self._attend_in_blocks(x, grid)
-        elif self.window_size == 0:
-            out = self._attend(self.qkv(x), grid)
-        else:
-            assert grid is not None, 'window attention needs the grid'
-            out = self._attend_in_windows(x, grid)
-        return self.proj_drop(self.proj(out))
-
-    def _attend_in_blocks(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        """(B, N, C) -> (B, N, C), windows or the whole map. A place of padding has zeros, hence the bias, as queries, keys and values."""
-        assert grid is not None and self.rel_pos_h is not None and self.rel_pos_w is not None, (
-            'relative positions need the grid'
-        )
-        B, N, C = x.shape
-        heads = self.num_heads, C // self.num_heads
-        row_table, col_table = (
-            relative_positions(table, self.window_size or length)
-            for table, length in zip((self.rel_pos_h, self.rel_pos_w), grid, strict=True)
-        )
-        qkv = self.qkv(x).view(B, *grid, 3, *heads)
-        return relative_attention(qkv, self.qkv.bias.view(3, *heads), row_table, col_table, self.window_size).view(
-            B, N, C
-        )
-
-    def _attend_in_windows(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N, C) -> (B, N, C). ViTDet pads *before* the qkv layer: padding is zeros before its bias is added."""
-        B, N, C = x.shape
-        H, W = grid
-        s = self.window_size
-        qkv = F.linear(x, self.qkv.weight).reshape(B, H, W, 3 * C)
-        qkv = pad_to_windows(qkv, s)
-        padded_grid = qkv.shape[1], qkv.shape[2]
-        windows = partition_windows(qkv, s).reshape(-1, s * s, 3 * C) + self.qkv.bias.to(qkv.dtype)
-        out = self._attend(windows, (s, s))  # (B * windows, s * s, C)
-        out = merge_windows(out.reshape(-1, s, s, C), padded_grid)
-        return out[:, :H, :W].reshape(B, N, C)
-
-    def _attend(self, qkv: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        """(B, N, 3C) -> (B, N, C): all N tokens see each other."""
-        B, N, C3 = qkv.shape
-        D = C3 // 3 // self.num_heads
-        q, k, v = qkv.reshape(B, N, 3, self.num_heads, D).permute(2, 0, 3, 1, 4)  # each (B, h, N, D)
-        scale = D**-0.5
-        if self.rel_pos_h is not None:
-            assert grid is not None, 'relative positions need the grid'
-            q, k, v = self._append_relative_positions(q * scale, k, v, q, grid)
-            scale = 1.0
-        p = self.dropout if self.training else 0.0
-        if (
-            p and q.device.type == 'cpu'
-        ):  # where fused attention would keep all weights too, in float32, and draw the mask slowly
-            out = dropout((q * scale @ k.transpose(-2, -1)).softmax(-1), p) @ v
-        elif q.device.type == 'cpu' and q.element_size() == 2:
-            out = block_attention(q, k, v, scale)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=scale)
-        return out[..., :D].transpose(1, 2).reshape(B, N, C3 // 3)
-
-    def _append_relative_positions(
-        self, q_scaled: Tensor, k: Tensor, v: Tensor, q: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Appends H + W columns (padded to a multiple of 8, as fused kernels want) to queries, keys and values."""
-        assert self.rel_pos_h is not None and self.rel_pos_w is not None
-        B, heads, N, D = q.shape
-        H, W = grid
-        rows_HHD = relative_positions(self.rel_pos_h, H).to(q.dtype)
-        cols_WWD = relative_positions(self.rel_pos_w, W).to(q.dtype)
-        q_map = q.reshape(B, heads, H, W, D)
-        row_terms = torch.einsum('bnhwd,hkd->bnhwk', q_map, rows_HHD).reshape(B, heads, N, H)
-        col_terms = torch.einsum('bnhwd,wkd->bnhwk', q_map, cols_WWD).reshape(B, heads, N, W)
-        place = torch.arange(N, device=q.device)
-        row_pick = F.one_hot(place // W, H)  # (N, H)
-        col_pick = F.one_hot(place % W, W)  # (N, W)
-        pick = torch.cat((row_pick, col_pick), dim=-1).to(q.dtype).expand(B, heads, N, H + W)
-        fill = -(D + H + W) % 8
-        q_all = F.pad(torch.cat((q_scaled, row_terms, col_terms), dim=-1), (0, fill))
-        k_all = F.pad(torch.cat((k, pick), dim=-1), (0, fill))
-        v_all = F.pad(v, (0, H + W + fill))  # fused kernels want values as wide as keys
-        return q_all, k_all, v_all
+        heads = self.num_heads, x.shape[-1] // self.num_heads  # h, D
+        q, k, v = self.qkv(x).unflatten(-1, (3, *heads)).unbind(2)  # each (B, N, h, D)
+        out = attend(
+            q,
+            k,
+            v,
+            grid=grid,
+            window_size=self.window_size,
+            padding=self.qkv.bias.view(3, *heads),  # ViTDet pads with zeros *before* this layer
+            rel_pos=None if self.rel_pos_h is None or self.rel_pos_w is None else (self.rel_pos_h, self.rel_pos_w),
+            dropout=self.dropout if self.training else 0.0,
+        )  # (B, N, h, D)
+        return self.proj_drop(self.proj(out.flatten(2)))
 
 
 class Block(nn.Module):
@@ -203,9 +110,9 @@ class Block(nn.Module):
 
     Args:
         width: Channels of a token.
-        num_heads: Attention heads.
-        dropout: Dropout in attention (weights and output) and in the MLP.
-        drop_path: Probability of leaving out a residual branch, per sample (stochastic depth).
+        num_heads: Number of attention heads.
+        dropout: Dropout probability in attention (weights and output) and in the MLP.
+        drop_path: Probability of skipping a residual branch, drawn for each sample (stochastic depth).
         window_size: See :class:`Attention`.
         rel_pos_size: See :class:`Attention`.
     """

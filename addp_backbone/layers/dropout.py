@@ -1,4 +1,4 @@
-"""Dropout whose mask is cheap to draw on a CPU, where torch's own draws a float for every element, one after the other."""
+"""Dropout whose mask is cheap to draw on a CPU, where torch's own draws one float after the other."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_STEPS = 2**16  # a draw decides between as many; probabilities are rounded to that
+_NUM_LEVELS = 2**16  # values of the 16 random bits an element gets; probabilities are rounded to 1 / 65536
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zeroes each element with probability p and scales the others, so that the mean stays.
 
-    On a CPU the mask is made of 16 random bits an element (from torch's global generator) and p is rounded to 1 /
-    65536; elsewhere this is ``torch.nn.functional.dropout``.
+    On a CPU the mask is drawn from torch's global generator, 16 random bits an element, and p is rounded to a multiple
+    of 1 / 65536; elsewhere this is ``torch.nn.functional.dropout``.
 
     Args:
         x: Any float tensor.
-        p: In [0, 1).
+        p: Probability in [0, 1).
 
     Returns:
         A tensor of x's shape and precision; x itself for p = 0.
     """
-    threshold = round(p * _STEPS)
+    threshold = round(p * _NUM_LEVELS)
     if threshold == 0:
         return x
-    if x.device.type != 'cpu' or threshold == _STEPS:
+    if x.device.type != 'cpu' or threshold == _NUM_LEVELS:
         return F.dropout(x, p)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four draws in each
-    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - _STEPS // 2
-    return (x * kept).mul_(_STEPS / (_STEPS - threshold))
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # each word serves four elements
+    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - _NUM_LEVELS // 2
+    return (x * kept).mul_(_NUM_LEVELS / (_NUM_LEVELS - threshold))
 
 
 class Dropout(nn.Dropout):
-    """:func:`dropout` in train mode, nothing in eval mode."""
+    """:func:`dropout` in train mode, the identity in eval mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps a tensor to one of the same shape."""

@@ -1,4 +1,4 @@
-"""Absolute and decomposed relative position embeddings of a token grid (pure functions)."""
+"""The token grid: cutting it into windows, and looking up relative positions on it (pure functions)."""
 
 from __future__ import annotations
 
@@ -7,44 +7,71 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Interpolates absolute position embeddings to another grid (bicubic, as ViTDet does).
-
-    Args:
-        pos_embed: (1, h * w, C), without an entry for cls.
-        grid: (h, w) of ``pos_embed``.
-        new_grid: (H, W) wanted.
-
-    Returns:
-        (1, H * W, C); the very same tensor if the grids agree.
-
-    Raises:
-        ValueError: If ``pos_embed`` does not have ``h * w`` entries.
-    """
-    h, w = grid
-    if pos_embed.shape[1] != h * w:
-        raise ValueError(f'position embeddings have {pos_embed.shape[1]} entries, but a {h} x {w} grid has {h * w}')
-    if (h, w) == tuple(new_grid):
-        return pos_embed
-    maps = pos_embed.reshape(1, h, w, -1).permute(0, 3, 1, 2)
-    dtype = maps.dtype if maps.dtype == torch.float64 else torch.float32
-    maps = F.interpolate(maps.to(dtype), size=new_grid, mode='bicubic', align_corners=False).to(maps.dtype)
-    return maps.permute(0, 2, 3, 1).reshape(1, new_grid[0] * new_grid[1], -1)
-
-
 def relative_positions(table: Tensor, size: int) -> Tensor:
     """Looks up the embedding of every (query, key) offset along one axis.
 
     Args:
-        table: (2 * S - 1, D): embeddings of the offsets -(S - 1) .. S - 1. Interpolated (linear) if S is not ``size``.
-        size: Number of places along the axis.
+        table: (2 * S - 1, D), the embeddings of the offsets -(S - 1) .. S - 1. Interpolated linearly if S is not
+            ``size``, as detectron2's ViTDet does.
+        size: Number of tokens along the axis.
 
     Returns:
-        (size, size, D), entry [q, k] belonging to the offset q - k.
+        (size, size, D); entry [q, k] belongs to the offset q - k.
     """
     wanted = 2 * size - 1
     if table.shape[0] != wanted:
         dtype = table.dtype if table.dtype == torch.float64 else torch.float32
         table = F.interpolate(table.to(dtype).t()[None], size=wanted, mode='linear')[0].t().to(table.dtype)
-    places = torch.arange(size, device=table.device)
-    return table[places[:, None] - places[None, :] + size - 1]
+    index = torch.arange(size, device=table.device)
+    return table[index[:, None] - index[None, :] + size - 1]
+
+
+def partition_windows(x: Tensor, window_size: int) -> Tensor:
+    """Cuts a map into non-overlapping square windows.
+
+    Args:
+        x: (B, H, W, ...) with H and W multiples of ``window_size``.
+        window_size: Side s of a window, in tokens.
+
+    Returns:
+        (B * H / s * W / s, s, s, ...), the windows of an image in raster order.
+    """
+    B, H, W, *rest = x.shape
+    s = window_size
+    return x.reshape(B, H // s, s, W // s, s, *rest).transpose(2, 3).reshape(-1, s, s, *rest)
+
+
+def merge_windows(windows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Inverts :func:`partition_windows`.
+
+    Args:
+        windows: (B * H / s * W / s, s, s, ...).
+        grid: (H, W) of the whole map.
+
+    Returns:
+        (B, H, W, ...).
+    """
+    H, W = grid
+    s, rest = windows.shape[1], windows.shape[3:]
+    return windows.reshape(-1, H // s, W // s, s, s, *rest).transpose(2, 3).reshape(-1, H, W, *rest)
+
+
+def pad_to_windows(x: Tensor, window_size: int, fill: Tensor | None = None) -> Tensor:
+    """Pads a map at the bottom and on the right to a whole number of windows.
+
+    Args:
+        x: (B, H, W, ...).
+        window_size: Side of a window, in tokens.
+        fill: What a padding token holds, of the shape of a token; zeros if None.
+
+    Returns:
+        (B, H', W', ...), H' and W' being the next multiples of ``window_size``; ``x`` itself if nothing is missing.
+    """
+    B, H, W, *rest = x.shape
+    bottom, right = -H % window_size, -W % window_size
+    token = x.new_zeros(()) if fill is None else fill.to(x.dtype)
+    if right:
+        x = torch.cat((x, token.expand(B, H, right, *rest)), dim=2)
+    if bottom:
+        x = torch.cat((x, token.expand(B, bottom, W + right, *rest)), dim=1)
+    return x

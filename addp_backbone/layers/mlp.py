@@ -1,4 +1,4 @@
-"""The MLP of a transformer block, which keeps less for its backward pass than timm's, from whose class it takes its parameters."""
+"""The MLP of a transformer block: timm's, but keeping less for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from addp_backbone.layers.dropout import Dropout
 
 
 class Mlp(TimmMlp):
-    """``fc2(gelu(fc1(x)))``, with dropout behind each of both layers.
+    """``fc2(gelu(fc1(x)))``, with dropout after each of the two layers.
 
-    Without dropout GELU's output, four times as wide as a token, is not kept but computed again in the backward pass:
-    the same values and gradients, and for ViT-B at 1024 px a peak of 2.63 GB instead of 3.11.
+    Without dropout the output of GELU, four times as wide as a token, is not kept but computed again in the backward
+    pass: the same values and gradients, and for ViT-B at 1024 px a peak of 2.63 GB instead of 3.11.
 
     Args:
-        width: Channels of a token.
-        dropout: Probability.
+        width: Channels of a token; the hidden layer has four times as many.
+        dropout: Dropout probability, in [0, 1).
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
@@ -36,12 +36,12 @@ class Mlp(TimmMlp):
 
 
 class _GeluLinear(torch.autograd.Function):
-    """``linear(gelu(x), weight, bias)`` of x (..., K); keeps x only."""
+    """``linear(gelu(x), weight, bias)`` of x (..., K); of the activations only x is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)  # under autocast in its precision
+        return F.linear(F.gelu(x), weight, bias)  # in autocast's precision where that is on
 
     @staticmethod
     @once_differentiable

@@ -29,7 +29,7 @@ class Arch:
             raise ValueError(f'width, depth and num_heads must be at least 1, got {self}')
         if self.width % self.num_heads:
             raise ValueError(
-                f'width must be a multiple of num_heads, got {self}: {self.width} / {self.num_heads} is no whole number'
+                f'width must be a multiple of num_heads, got {self}: {self.width} / {self.num_heads} is not an integer'
             )
 
     @property
@@ -43,7 +43,10 @@ class Arch:
 
     @property
     def upernet_indices(self) -> tuple[int, int, int, int]:
-        """0-based blocks that UperNet taps: 1/3, 1/2, 2/3 and all of the depth (MAE: base 3, 5, 7, 11; BEiT large 7, 11, 15, 23)."""
+        """0-based blocks that UperNet taps, at 1/3, 1/2, 2/3 and all of the depth.
+
+        MAE's for base: 3, 5, 7, 11; BEiT's for large: 7, 11, 15, 23.
+        """
         first, second, third = (max(1, round(self.depth * part)) - 1 for part in (1 / 3, 1 / 2, 2 / 3))
         return first, second, third, self.depth - 1
 

@@ -1,4 +1,4 @@
-"""``SimpleFeaturePyramid``: several scales from the one map of a plain ViT (ViTDet, arXiv 2203.16527, section 3)."""
+"""``SimpleFeaturePyramid``: several scales from the last map of a plain ViT (ViTDet, arXiv 2203.16527, section 3)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addp_backbone.checkpoint.storage import load_pretrained
-from addp_backbone.layers.block import ChannelLayerNorm
 
 
 @MODELS.register_module()
@@ -23,9 +23,10 @@ class SimpleFeaturePyramid(BaseModule):
         out_channels: Channels of every level.
         scales: Size of each level relative to the backbone's map: 4, 2, 1, 0.5 or 0.25, descending; ViTDet's four by
             default.
-        num_outs: Number of maps returned; beyond ``len(scales)`` each is the one before, max-pooled by 2 (P6).
+        num_outs: Number of maps returned; each one beyond ``len(scales)`` is the previous one at every second pixel
+            (ViTDet's P6).
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a ``*.neck.*`` file that
-            ``tools/convert_checkpoint.py`` writes for detectron2 models; every tensor has to come from it.
+            ``tools/convert_checkpoint.py`` writes for detectron2 models; it must hold every tensor.
 
     Raises:
         ValueError: If a scale is unknown or fewer maps are wanted than there are scales.
@@ -83,7 +84,7 @@ def _make_level(scale: float, in_channels: int, out_channels: int) -> nn.Sequent
         half, channels = in_channels // 2, in_channels // 4
         resample = [
             nn.ConvTranspose2d(in_channels, half, 2, stride=2),
-            ChannelLayerNorm(half),
+            LayerNorm2d(half),
             nn.GELU(),
             nn.ConvTranspose2d(half, channels, 2, stride=2),
         ]
@@ -99,7 +100,7 @@ def _make_level(scale: float, in_channels: int, out_channels: int) -> nn.Sequent
     return nn.Sequential(
         *resample,
         nn.Conv2d(channels, out_channels, 1, bias=False),
-        ChannelLayerNorm(out_channels),
+        LayerNorm2d(out_channels),
         nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-        ChannelLayerNorm(out_channels),
+        LayerNorm2d(out_channels),
     )

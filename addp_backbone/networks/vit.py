@@ -1,7 +1,7 @@
 """``ADDPViT``: a plain ViT as the backbone of detectors and segmentors (ViTDet's changes to it included).
 
-Road of an image: patch embedding -> + absolute positions -> (tokenizer_norm) -> blocks -> maps at ``out_indices``.
-There is neither a cls token nor a final norm.
+An image's path: patch embedding -> + absolute positions -> (tokenizer_norm) -> blocks -> maps at ``out_indices``. There
+is neither a cls token nor a final norm.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 from fairscale.nn.checkpoint import checkpoint_wrapper
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
+from mmengine.registry import FUNCTIONS, MODELS
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from addp_backbone.checkpoint.storage import load_pretrained
 from addp_backbone.layers.block import NORM_EPS, Block, PatchEmbed
-from addp_backbone.layers.grid import resize_pos_embed
 from addp_backbone.networks.arch import Arch, get_arch, resolve_block_indices
 
 INIT_STD = 0.02
@@ -47,11 +48,14 @@ class ADDPViT(BaseModule):
         out_indices: Blocks whose output is returned, ascending; negative ones count from the end. 'upernet' = the four
             that UperNet taps (:attr:`Arch.upernet_indices`).
         tokenizer_norm: Whether the LayerNorm that ADDP pre-training has in front of its blocks is kept. Off by default,
-            as in the published fine-tuning (reference section 3).
-        with_cp: Activation checkpointing of every block: less memory, about a third more time, the same loss and
-            gradients.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a file from ``tools/convert_checkpoint.py``. Every
-            tensor of the trunk has to come from it.
+            as in the published fine-tuning, whose encoder has no such layer.
+        with_cp: Activation checkpointing: each block keeps only its input and is computed again in the backward pass,
+            which takes about a third more time. True: torch's ``checkpoint``; loss and gradients are equal to the bit
+            in every precision. 'offload': fairscale's ``checkpoint_wrapper``, which also moves the blocks' inputs to
+            the CPU until they are needed, for the case that even those do not fit on the GPU. It computes again
+            in float32, or in float16 under CUDA's float16 autocast, so that bfloat16 autocast is refused.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a file from ``tools/convert_checkpoint.py``; it must
+            hold every tensor of the trunk.
 
     Attributes:
         out_channels: Channels of each output map, one entry per out index.
@@ -72,7 +76,7 @@ class ADDPViT(BaseModule):
         drop_path_rate: float = 0.0,
         out_indices: str | Sequence[int] = (-1,),
         tokenizer_norm: bool = False,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -87,6 +91,8 @@ class ADDPViT(BaseModule):
             raise ValueError(
                 f'window_size must be >= 0 and drop_path_rate in [0, 1), got {window_size} and {drop_path_rate}'
             )
+        if with_cp not in (False, True, 'offload'):
+            raise ValueError(f"with_cp must be False, True or 'offload', got {with_cp!r}")
         if isinstance(global_attn_indices, str):
             _check_name(global_attn_indices, 'auto', 'global_attn_indices')
             global_attn_indices = self.arch.global_attn_indices
@@ -97,6 +103,7 @@ class ADDPViT(BaseModule):
         self.out_indices = resolve_block_indices(out_indices, depth, 'out_indices')
         self.out_channels = (width,) * len(self.out_indices)
         self.patch_size = patch_size
+        self.with_cp = with_cp
         self.pretrain_grid = (pretrain_img_size // patch_size,) * 2
 
         self.patch_embed = PatchEmbed(patch_size, width)
@@ -112,7 +119,7 @@ class ADDPViT(BaseModule):
                 window_size=window,
                 rel_pos_size=(window or img_size // patch_size) if rel_pos else None,
             )
-            blocks.append(checkpoint_wrapper(block) if with_cp else block)
+            blocks.append(checkpoint_wrapper(block, offload_to_cpu=True) if with_cp == 'offload' else block)
         self.blocks = nn.ModuleList(blocks)
         self._init_from_scratch()
         self._register_load_state_dict_pre_hook(self._drop_tokenizer_norm)
@@ -150,22 +157,45 @@ class ADDPViT(BaseModule):
             A (B, width, H / patch_size, W / patch_size) map per out index.
 
         Raises:
-            ValueError: If H or W is no multiple of the patch size.
+            ValueError: If H or W is not a multiple of the patch size, or ``with_cp='offload'`` meets bfloat16 autocast.
         """
         x = self.patch_embed(images)  # (B, H, W, C)
         B, H, W, C = x.shape
-        pos_embed = resize_pos_embed(self.pos_embed, self.pretrain_grid, (H, W))
+        pos_embed = resample_abs_pos_embed(
+            self.pos_embed, [H, W], self.pretrain_grid, num_prefix_tokens=0, antialias=False
+        )
         x = x.reshape(B, H * W, C) + pos_embed  # (B, N, C)
         if self.tokenizer_norm is not None:
             x = self.tokenizer_norm(x)
         maps = []
         for i, block in enumerate(self.blocks):
-            x = block(x, (H, W))
+            x = self.run_block(block, x, (H, W))
             if i in self.out_indices:
                 maps.append(x.transpose(1, 2).reshape(B, C, H, W))
             if i == self.out_indices[-1]:
                 break
         return tuple(maps)
+
+    def run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Runs one block, with activation checkpointing if ``with_cp`` says so.
+
+        Args:
+            block: One of ``self.blocks``.
+            x: Tokens (B, N, C).
+            grid: (H, W) of the tokens; None where blocks have neither windows nor relative positions.
+
+        Returns:
+            (B, N, C).
+
+        Raises:
+            ValueError: If ``with_cp='offload'`` meets an autocast precision that it cannot compute in again.
+        """
+        if not self.with_cp or not torch.is_grad_enabled():
+            return block(x, grid)
+        if self.with_cp == 'offload':
+            _check_offload_precision(x.device.type)
+            return block(x, grid)
+        return checkpoint(block, x, grid, use_reentrant=False)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Tells how deep a parameter lies, for layer-wise learning-rate decay.
@@ -175,8 +205,8 @@ class ADDPViT(BaseModule):
             prefix: This backbone's prefix in it, ``'backbone.'`` for instance.
 
         Returns:
-            (layer, number of layers): patch and position embedding (and ``tokenizer_norm``) have layer 0, block i has i
-            + 1, everything else the last one, depth + 1; the number of layers is depth + 2.
+            (layer, number of layers): layer 0 for patch and position embedding and ``tokenizer_norm``, i + 1 for block
+            i, depth + 1 for everything else; the number of layers is depth + 2.
         """
         num_layers = len(self.blocks) + 2
         name = param_name.removeprefix(prefix)
@@ -189,7 +219,7 @@ class ADDPViT(BaseModule):
         return num_layers - 1, num_layers
 
     def _drop_tokenizer_norm(self, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-        """A converted ADDP file has ``tokenizer_norm``; a backbone built without it says so and goes on."""
+        """Skips the ``tokenizer_norm`` of a converted ADDP file where this backbone has none, and says so."""
         if self.tokenizer_norm is not None:
             return
         names = [name for name in state_dict if name.startswith(prefix + 'tokenizer_norm.')]
@@ -201,6 +231,36 @@ class ADDPViT(BaseModule):
                 'fine-tuning does)',
                 logger='current',
             )
+
+
+@FUNCTIONS.register_module()
+def shard_vit_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """The ``auto_wrap_policy`` of ``det_configs/_base_/fsdp.py``: each transformer block becomes a shard of its own.
+
+    Heads must not be shards: mmdet and mmseg call their ``loss`` and ``predict``, but FSDP gathers weights in
+    ``forward`` only.
+
+    Args:
+        module: The module that FSDP asks about.
+        recurse: True if FSDP asks whether to visit the module's children, False if whether to wrap the module itself.
+        nonwrapped_numel: Number of parameters that are in no shard yet; part of FSDP's protocol, unused.
+
+    Returns:
+        Whether to visit the children (always), or whether to wrap (blocks only).
+    """
+    return recurse or isinstance(module, Block)
+
+
+def _check_offload_precision(device_type: str) -> None:
+    """Fairscale's wrapper knows only CUDA's autocast, and that only in float16: other gradients would be wrong."""
+    if not torch.is_autocast_enabled(device_type):
+        return
+    dtype = torch.get_autocast_dtype(device_type)
+    if device_type != 'cuda' or dtype != torch.float16:
+        raise ValueError(
+            f"with_cp='offload' cannot compute again under autocast in {str(dtype)[6:]} on {device_type}, only in "
+            'float32 or under float16 autocast on CUDA: use with_cp=True, which is exact in every precision'
+        )
 
 
 def _check_name(value: str, allowed: str, option: str) -> None:

@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay: deeper layers learn faster (BEiT, MAE, ViTDet).
+"""Layer-wise learning-rate decay: the closer a layer is to the output, the faster it learns (BEiT, MAE, ViTDet).
 
 A config turns it on with ``optim_wrapper=dict(constructor='ViTLayerDecayConstructor',
 paramwise_cfg=dict(decay_rate=0.7))``.
@@ -15,15 +15,9 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from addp_backbone.layers.block import ChannelLayerNorm
-
 BACKBONE = 'backbone'
-NORM_LAYERS = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    _NormBase,
-    ChannelLayerNorm,
-)  # _NormBase: batch, instance and synchronised norms
+# ChannelLN is a LayerNorm; _NormBase are batch, instance and synchronised norms.
+NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
 WRAPPER_NAMES = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', '_orig_mod.')  # inserted in parameter names
 
 
@@ -51,7 +45,7 @@ NO_WEIGHT_DECAY: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
-    """Builds an optimizer whose learning rate shrinks by ``decay_rate`` with each layer from the head down to the patches.
+    """Builds an optimizer whose learning rate shrinks by ``decay_rate`` with each layer, from the head to the patches.
 
     The learning rate of a parameter is ``lr * decay_rate ** (depth + 1 - layer)``. ``model.backbone.get_layer_depth``
     tells the layer: 0 for patch and position embedding, i + 1 for block i, depth + 1 for everything else (neck, heads).
@@ -59,9 +53,10 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg: mmengine's optimizer wrapper config; its ``optimizer`` needs ``lr``.
-        paramwise_cfg: ``decay_rate`` in (0, 1] (1 = the same rate everywhere), and ``no_weight_decay``, which
-            parameters have no weight decay: 'norm_and_pos_embed' (default; ViTDet: biases do decay), '1d' (MAE's
-            UperNet) or '1d_and_embeddings' (MAE's classification: position embedding and cls token neither).
+        paramwise_cfg: ``decay_rate`` in (0, 1], 1 giving every layer the same rate, and ``no_weight_decay``, the
+            parameters without weight decay: 'norm_and_pos_embed' (default; ViTDet's, where biases do decay), '1d'
+            (MAE's for UperNet) or '1d_and_embeddings' (MAE's for classification: also position embedding and cls
+            token).
 
     Raises:
         ValueError: If an option is missing, unknown or out of range.
@@ -93,10 +88,10 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: int | float | None = None,
     ) -> None:
-        """Appends the parameter groups of a model, deepest layers first.
+        """Appends the parameter groups of a model, last layers first.
 
         Args:
-            params: Parameter groups; extended in place.
+            params: List that the groups are appended to.
             module: The whole model (not wrapped for data parallelism) with a ``backbone`` that has ``get_layer_depth``.
             prefix: Unused; the base class recurses with it.
             is_dcn_module: Unused, likewise.
@@ -136,7 +131,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
 
 def _without_wrappers(name: str) -> str:
-    """The parameter's name as it is without FSDP, activation checkpointing or torch.compile."""
+    """The parameter's name without what FSDP, activation checkpointing and torch.compile insert into it."""
     for wrapper in WRAPPER_NAMES:
         name = name.replace(wrapper, '')
     return name

@@ -17,12 +17,12 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addp_backbone.checkpoint.convert import CheckpointError, convert_state_dict, read_checkpoint
 from addp_backbone.layers.block import NORM_EPS
-from addp_backbone.layers.grid import resize_pos_embed
 from addp_backbone.networks.arch import Arch
 from addp_backbone.networks.vit import INIT_STD, ADDPViT
 from pretrain.classification import accuracy  # noqa: F401  (registers them)
@@ -49,7 +49,7 @@ class ClassifierViT(ADDPViT):
             in a probe.
         final_norm: Whether the encoder's ``norm`` behind the blocks is kept: in a probe, as in pre-training.
         out_index: Block whose output is used; a negative one counts from the end. Later blocks are not run.
-        with_cp: Activation checkpointing of every block: less memory, about a third more time.
+        with_cp: Activation checkpointing, see :class:`ADDPViT`.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``. FILE is a checkpoint of ADDP, MAE, MAGE or timm, or what
             ``tools/convert_checkpoint.py --for classifier`` makes of it; it is read without executing anything in it.
     """
@@ -63,7 +63,7 @@ class ClassifierViT(ADDPViT):
         tokenizer_norm: bool = False,
         final_norm: bool = False,
         out_index: int = -1,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -99,13 +99,13 @@ class ClassifierViT(ADDPViT):
         """
         x = self.patch_embed(images)  # (B, H, W, C)
         grid = x.shape[1], x.shape[2]
-        patches = x.flatten(1, 2) + resize_pos_embed(self.pos_embed[:, 1:], self.pretrain_grid, grid)  # (B, N, C)
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        x = torch.cat((cls_token, patches), dim=1)  # (B, 1 + N, C)
+        pos_embed = resample_abs_pos_embed(self.pos_embed, [*grid], self.pretrain_grid, antialias=False)
+        cls_token = self.cls_token.expand(len(x), -1, -1)
+        x = torch.cat((cls_token, x.flatten(1, 2)), dim=1) + pos_embed  # (B, 1 + N, C)
         if self.tokenizer_norm is not None:
             x = self.tokenizer_norm(x)
         for block in self.blocks[: self.out_indices[-1] + 1]:
-            x = block(x)
+            x = self.run_block(block, x)
         return x if self.norm is None else self.norm(x)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from addp_backbone import ADDPViT, SimpleFeaturePyramid
 from addp_backbone.checkpoint.convert import CheckpointError, convert_state_dict, write_atomically
+from addp_backbone.layers.attention import Kernel
 from addp_backbone.layers.block import Attention
 from addp_backbone.layers.grid import relative_positions
 from addp_backbone.networks.arch import get_arch
@@ -149,7 +150,7 @@ def test_without_windows_and_relative_positions_it_equals_a_timm_vit():
             assert relative_error(got, want) < 1e-5
 
 
-def test_attention_equals_a_loop_over_pairs_of_places():
+def test_attention_equals_a_loop_over_pairs_of_tokens():
     attention = small_vit(window_size=0).blocks[0].attn.double()
     grid, num_tokens = (2, 3), 6
     x = torch.randn(1, num_tokens, 32, dtype=torch.double)
@@ -184,8 +185,9 @@ def test_attention_in_blocks_equals_fused_attention_in_values_and_gradients(wind
         torch.nn.init.normal_(parameter, std=0.3)
 
     def fused(x, grid):
-        merged = attention._attend_in_windows(x, grid) if window_size else attention._attend(attention.qkv(x), grid)
-        return attention.proj(merged)
+        with monkeypatch.context() as patch:
+            patch.setattr('addp_backbone.layers.attention.choose_kernel', lambda *_: Kernel.FUSED)
+            return attention(x, grid)
 
     x = torch.randn(2, grid[0] * grid[1], 48, dtype=torch.double, requires_grad=True)
     weight = torch.randn(x.shape, dtype=torch.double)
@@ -197,7 +199,7 @@ def test_attention_in_blocks_equals_fused_attention_in_values_and_gradients(wind
         torch.testing.assert_close(got, wanted)
 
 
-def test_no_tensor_of_pairs_of_places_is_made_at_1024_px():
+def test_no_tensor_of_pairs_of_tokens_is_made_at_1024_px():
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -253,6 +255,7 @@ def test_a_size_that_is_no_multiple_of_the_patch_names_the_option_that_mends_it(
         (dict(arch=dict(width=30, depth=1, num_heads=4)), 'multiple of num_heads'),
         (dict(arch=dict(width=32, depth=1)), 'exactly the keys width, depth and num_heads'),
         (dict(img_size=100), 'multiples of patch_size=16'),
+        (dict(with_cp='cpu'), "with_cp must be False, True or 'offload', got 'cpu'"),
     ],
 )
 def test_a_wrong_option_is_refused_with_a_message(options, message):
@@ -260,21 +263,59 @@ def test_a_wrong_option_is_refused_with_a_message(options, message):
         small_vit(**options)
 
 
-def test_checkpointing_keeps_loss_and_gradients():
-    images = torch.randn(2, 3, 64, 64)
-    gradients = []
-    for with_cp in (False, True):
-        vit = small_vit(with_cp=with_cp).train()
+def loss_and_gradients(dtype=None, dropout=0.0, **options):
+    vit = small_vit(**options).train()
+    for block in vit.blocks:
+        block.attn.dropout = block.attn.proj_drop.p = block.mlp.drop1.p = block.mlp.drop2.p = dropout
+    images = torch.randn(2, 3, 64, 96)
+    with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
         loss = vit(images)[0].square().mean()
-        loss.backward()
-        gradients.append([loss, *(p.grad for p in vit.parameters())])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+    loss.backward()
+    return [loss, *(parameter.grad for parameter in vit.parameters())]
+
+
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('options', [dict(), dict(drop_path_rate=0.5), dict(dropout=0.2), dict(rel_pos=False)])
+def test_checkpointing_keeps_loss_and_gradients_to_the_bit(dtype, options):
+    plain, checkpointed = (loss_and_gradients(dtype, with_cp=with_cp, **options) for with_cp in (False, True))
+    for wanted, got in zip(plain, checkpointed, strict=True):
+        assert torch.equal(wanted, got)
+
+
+def test_offloading_keeps_loss_and_gradients_in_float32():
+    plain, offloaded = (loss_and_gradients(drop_path_rate=0.5, with_cp=with_cp) for with_cp in (False, 'offload'))
+    for wanted, got in zip(plain, offloaded, strict=True):
+        assert torch.equal(wanted, got)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_offloading_refuses_a_precision_that_fairscale_does_not_compute_again(dtype):
+    with pytest.raises(ValueError, match=r"with_cp='offload' cannot .* in b?float16 on cpu.*: use with_cp=True"):
+        loss_and_gradients(dtype, with_cp='offload')
+
+
+def test_fairscale_itself_computes_bfloat16_blocks_again_in_float32(monkeypatch):
+    monkeypatch.setattr('addp_backbone.networks.vit._check_offload_precision', lambda device_type: None)
+    plain, offloaded = (loss_and_gradients(torch.bfloat16, with_cp=with_cp) for with_cp in (False, 'offload'))
+    assert torch.equal(plain[0], offloaded[0])
+    assert any(relative_error(got, wanted) > 1e-3 for got, wanted in zip(offloaded, plain, strict=True))
 
 
 @pytest.mark.parametrize('with_cp', [False, True])
+def test_a_block_is_one_graph(with_cp, monkeypatch):
+    monkeypatch.setattr('addp_backbone.layers.attention.choose_kernel', lambda *_: Kernel.FUSED)  # as on a GPU
+    vit = small_vit(with_cp=with_cp)
+    run = torch.compile(vit.run_block, backend='aot_eager', fullgraph=True)
+    x = torch.randn(1, 12, 32, requires_grad=True)
+    for block in vit.blocks[:2]:  # windows, the whole map
+        got, wanted = run(block, x, (3, 4)), vit.run_block(block, x, (3, 4))
+        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (got, wanted)))
+
+
+@pytest.mark.parametrize('with_cp', [False, True, 'offload'])
 def test_no_tensor_of_pairs_is_kept_for_the_backward_pass(with_cp):
-    vit = small_vit(img_size=256, window_size=8, with_cp=with_cp)  # 256 places, windows of 64
+    vit = small_vit(img_size=256, window_size=8, with_cp=with_cp)  # 256 tokens, windows of 64
     kept = []
 
     def keep(tensor):

@@ -50,7 +50,7 @@ class _Shard(nn.Module):
 
 def _small_model(**backbone_options: object) -> _Model:
     backbone = ADDPViT(arch=dict(width=12, depth=3, num_heads=3), img_size=64, window_size=2, **backbone_options)
-    head = nn.Sequential(nn.Conv2d(8, 8, 1), MODELS.build(dict(type='ChannelLN', num_features=8)), nn.BatchNorm2d(8))
+    head = nn.Sequential(nn.Conv2d(8, 8, 1), MODELS.build(dict(type='ChannelLN', num_channels=8)), nn.BatchNorm2d(8))
     return _Model(backbone, neck=SimpleFeaturePyramid(12, 8), head=head)
 
 
@@ -109,7 +109,7 @@ def test_vitdet_convention_spares_norms_and_position_embeddings_but_not_biases()
         f'{name}.{kind}'
         for name, module in model.named_modules()
         for kind in ('weight', 'bias')
-        if type(module).__name__ in ('LayerNorm', 'ChannelLayerNorm', 'BatchNorm2d')
+        if type(module).__name__ in ('LayerNorm', 'LayerNorm2d', 'BatchNorm2d')
     }
     assert spared == norms | {'backbone.pos_embed'}
     assert {'backbone.tokenizer_norm.weight', 'head.1.weight', 'head.2.bias'} <= spared

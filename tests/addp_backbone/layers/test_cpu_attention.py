@@ -1,4 +1,4 @@
-"""Attention in two bytes in blocks of weights equals torch's fused attention; where it is in force."""
+"""Attention without positions in cache-sized blocks equals torch's fused attention; where it is in force."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from addp_backbone.layers import block as layers
-from addp_backbone.layers import block_attention as module
+from addp_backbone.layers import attention as face
+from addp_backbone.layers import cpu_attention as module
 from addp_backbone.layers.block import Attention
-from addp_backbone.layers.block_attention import block_attention
+from addp_backbone.layers.cpu_attention import block_attention
 
 TOKENS = 33
 
@@ -85,9 +85,9 @@ def test_no_tensor_is_larger_than_a_block(set_block):
 
 @pytest.mark.parametrize('tokens', [65, 1200])
 @pytest.mark.parametrize('autocast', [True, False])
-def test_it_is_in_force_in_two_bytes_only(monkeypatch, tokens, autocast):
+def test_it_is_in_force_in_16_bits_only(monkeypatch, tokens, autocast):
     called = []
-    monkeypatch.setattr(layers, 'block_attention', lambda *args: called.append(args) or block_attention(*args))
+    monkeypatch.setattr(face, 'block_attention', lambda *args: called.append(args) or block_attention(*args))
     attention = Attention(32, 2)
     x = torch.randn(1, tokens, 32)
     with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
