@@ -18,18 +18,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmengine import Config
 from tqdm import tqdm
 
 from addp_backbone.datasets.coco import DetectionSplit, check_detection
 from addp_backbone.datasets.findings import Findings
-from addp_backbone.datasets.leaf import detection_leaf, schedule_hint, segmentation_leaf, write_leaf
+from addp_backbone.datasets.leaf import detection_leaf, segmentation_leaf, write_leaf
 from addp_backbone.datasets.masks import VOID_255, VOID_ZERO, SegmentationSplit, check_segmentation, read_classes
+from addp_backbone.datasets.schedule import LeafOptions, schedule_hint
 from addp_backbone.runtime.environment import num_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -68,6 +69,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument(
             '--workers', type=int, default=num_cores(), help='threads that read images (default: %(default)s)'
         )
+        sub.add_argument(
+            '--patience',
+            type=int,
+            metavar='N',
+            help='stop training after N validations without a better result (default: never)',
+        )
         if task == 'det':
             sub.add_argument('--box-only', action='store_true', help='ignore masks: train Faster R-CNN')
         else:
@@ -82,6 +89,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.val_images is None) != (getattr(args, f'val_{"json" if args.task == "det" else "masks"}') is None):
         parser.error('--val-images and --val-json or --val-masks belong together')
+    if args.patience is not None and (args.patience < 1 or args.val_images is None):
+        parser.error('--patience wants 1 or more, and validation data')
     if args.out.suffix != '.py' or '.' in args.out.stem:
         parser.error(f'--out must be a Python file with no other dot in its name, got {args.out}')
     if args.out.exists() and not args.force:
@@ -94,27 +103,52 @@ def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
     return tqdm(items, total=total, unit='image', smoothing=0.05)
 
 
-def check_and_compose(args: argparse.Namespace, findings: Findings) -> tuple[str, int]:
-    """Checks the data set; returns the leaf config's text (empty if there are errors) and the number of training images."""
-    if args.task == 'det':
-        boxes = [DetectionSplit('train', args.train_json, args.train_images)]
-        boxes += [DetectionSplit('val', args.val_json, args.val_images)] if args.val_images else []
-        found = check_detection(boxes, findings, args.workers, args.box_only, show_progress)
-        if not found.has_masks and not findings.num_errors:
-            print('no masks: Faster R-CNN is trained instead of Mask R-CNN')
-        return '' if findings.num_errors else detection_leaf(args.out, args.base, boxes, found), found.num_train_images
+@dataclass(frozen=True)
+class Composed:
+    """A leaf config before it is written.
+
+    Attributes:
+        text: The config; empty if the data have errors.
+        classes: Class names.
+        num_images: Number of training images.
+    """
+
+    text: str
+    classes: list[str]
+    num_images: int
+
+
+def compose(args: argparse.Namespace, findings: Findings) -> Composed:
+    """Checks the data set and composes its leaf config."""
+    options = LeafOptions(args.out, args.base, validated=args.val_images is not None, patience=args.patience)
+    return (compose_detection if args.task == 'det' else compose_segmentation)(args, options, findings)
+
+
+def compose_detection(args: argparse.Namespace, options: LeafOptions, findings: Findings) -> Composed:
+    """Checks a detection data set and composes its leaf config."""
+    splits = [DetectionSplit('train', args.train_json, args.train_images)]
+    splits += [DetectionSplit('val', args.val_json, args.val_images)] if args.val_images else []
+    data = check_detection(splits, findings, args.workers, args.box_only, show_progress)
+    if not data.has_masks and not findings.num_errors:
+        print('no masks: Faster R-CNN is trained instead of Mask R-CNN')
+    text = '' if findings.num_errors else detection_leaf(options, splits, data)
+    return Composed(text, list(data.classes), data.num_train_images)
+
+
+def compose_segmentation(args: argparse.Namespace, options: LeafOptions, findings: Findings) -> Composed:
+    """Checks a segmentation data set and composes its leaf config."""
     classes, palette = read_classes(args.classes)
-    masks = [SegmentationSplit('train', args.train_images, args.train_masks)]
-    masks += [SegmentationSplit('val', args.val_images, args.val_masks)] if args.val_images else []
-    data = check_segmentation(masks, classes, findings, args.void, args.mask_suffix, args.workers, show_progress)
+    splits = [SegmentationSplit('train', args.train_images, args.train_masks)]
+    splits += [SegmentationSplit('val', args.val_images, args.val_masks)] if args.val_images else []
+    data = check_segmentation(splits, classes, findings, args.void, args.mask_suffix, args.workers, show_progress)
     if not findings.num_errors:
         print(
             'void: 0 in the masks, classes count from 1'
             if data.void == VOID_ZERO
             else 'void: 255 in the masks, classes count from 0'
         )
-    leaf = '' if findings.num_errors else segmentation_leaf(args.out, args.base, masks, classes, palette, data)
-    return leaf, data.num_train_images
+    text = '' if findings.num_errors else segmentation_leaf(options, splits, classes, palette, data)
+    return Composed(text, classes, data.num_train_images)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     findings = Findings()
     try:
-        leaf, num_images = check_and_compose(args, findings)
-        config: Config | None = write_leaf(args.out, leaf) if leaf else None
+        composed = compose(args, findings)
+        config = write_leaf(args.out, composed.text, composed.classes) if composed.text else None
     except (ValueError, OSError) as error:
         print(f'new_dataset: {error}', file=sys.stderr)
         return 1
@@ -136,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         print(f'new_dataset: the data has errors, {args.out} is not written', file=sys.stderr)
         return 1
-    print(f'written: {args.out}\n{schedule_hint(config, num_images)}\nnext: python tools/train.py {args.out}')
+    hint = schedule_hint(config.train_cfg, config.train_dataloader.batch_size, composed.num_images)
+    print(f'written: {args.out}\n{hint}\nnext: python tools/train.py {args.out}')
     return 0
 
 

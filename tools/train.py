@@ -31,6 +31,7 @@ from addp_backbone.runtime.optim_wrappers import use_amp
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.saving import BadLossError
 from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
+from addp_backbone.runtime.short_schedules import fit_schedule
 from pretrain.data.labelled import settle_classes
 
 
@@ -69,14 +70,15 @@ def main(words: list[str] | None = None) -> None:
         if arguments.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable')
         else None
     )
+    shortened = fit_schedule(cfg)
     if arguments.amp:
         use_amp(cfg, cuda=True)  # fit_to_device turns it into bfloat16 where there is no CUDA
     set_resume(cfg, arguments.resume)
     use_safe_hooks(cfg, world_size)
     fit_to_device(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else StageRunner.from_cfg(cfg)  # FlexibleRunner for FSDP
-    if table:
-        print_log(table, logger='current')
+    for line in filter(None, (table, shortened)):
+        print_log(line, logger='current')
     runner.train()
     stop_processes()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from mmengine import Config
 from addp_backbone.datasets.coco import DetectionData, DetectionSplit
 from addp_backbone.datasets.masks import VOID_ZERO, SegmentationData, SegmentationSplit
 from addp_backbone.datasets.palette import class_palette
+from addp_backbone.datasets.schedule import LeafOptions, fit_to_images, schedule_text
 from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.config_text import docstring_text, python_literal
 
 LINE_LENGTH = 120
 LOAD_ERRORS = (OSError, KeyError, TypeError, AttributeError, SyntaxError, ValueError, ImportError)  # of Config.fromfile
@@ -22,9 +24,9 @@ HEADER = '''"""{name}: {what}, {num_images} training images. Written by tools/ne
 Command: ``python tools/train.py {path}``.
 """
 
-_base_ = {base!r}
+_base_ = {base}
 
-data_root = {root!r}
+data_root = {root}
 {metainfo}
 num_classes = {num_classes}
 
@@ -32,19 +34,13 @@ model = dict({model})
 '''
 DETECTION_DATA = """
 train_dataloader = dict(
-    dataset=dict(
-        metainfo=metainfo,
-        data_root=data_root,
-        ann_file={train_ann!r},
-        data_prefix=dict(img={train_img!r})))
+    dataset=dict(metainfo=metainfo, data_root=data_root, ann_file={train_ann}, data_prefix=dict(img={train_img})),
+)
 val_dataloader = dict(
-    dataset=dict(
-        metainfo=metainfo,
-        data_root=data_root,
-        ann_file={val_ann!r},
-        data_prefix=dict(img={val_img!r})))
+    dataset=dict(metainfo=metainfo, data_root=data_root, ann_file={val_ann}, data_prefix=dict(img={val_img})),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file={val_ann_path!r})
+val_evaluator = dict(ann_file={val_ann_path})
 test_evaluator = val_evaluator
 """
 WITHOUT_MASKS = """
@@ -59,32 +55,26 @@ masks_and_images = dict(
     type='BaseSegDataset',
     metainfo=metainfo,
     data_root=data_root,
-    img_suffix={img_suffix!r},
-    seg_map_suffix={mask_suffix!r},
-    reduce_zero_label={reduce_zero_label})  # {convention}
+    img_suffix={img_suffix},
+    seg_map_suffix={mask_suffix},
+    reduce_zero_label={reduce_zero_label},  # {convention}
+)
 train_dataloader = dict(
-    dataset=dict(
-        **masks_and_images,
-        data_prefix=dict(
-            img_path={train_img!r},
-            seg_map_path={train_masks!r})))
+    dataset=dict(**masks_and_images, data_prefix=dict(img_path={train_img}, seg_map_path={train_masks})),
+)
 val_dataloader = dict(
-    dataset=dict(
-        **masks_and_images,
-        data_prefix=dict(
-            img_path={val_img!r},
-            seg_map_path={val_masks!r})))
+    dataset=dict(**masks_and_images, data_prefix=dict(img_path={val_img}, seg_map_path={val_masks})),
+)
 test_dataloader = val_dataloader
 """
 
 
-def detection_leaf(out: Path, base: Path, splits: list[DetectionSplit], data: DetectionData) -> str:
+def detection_leaf(options: LeafOptions, splits: list[DetectionSplit], data: DetectionData) -> str:
     """Composes the leaf config of a detection data set.
 
     Args:
-        out: Where it will be.
-        base: Config to inherit from. For data without masks its Faster R-CNN sibling is taken, or, where there is none,
-            the leaf itself takes the masks out.
+        options: Where it will be, and what it inherits from. For data without masks the base's Faster R-CNN sibling is
+            taken, or, where there is none, the leaf itself takes the masks out.
         splits: The training split first; the last is for validation.
         data: From :func:`addp_backbone.datasets.coco.check_detection`.
 
@@ -94,6 +84,7 @@ def detection_leaf(out: Path, base: Path, splits: list[DetectionSplit], data: De
     Raises:
         ValueError: If the base cannot be loaded or is no detection config.
     """
+    base = options.base
     sibling = base.with_name(base.name.replace('maskrcnn', 'fasterrcnn'))
     if not data.has_masks and sibling.exists():
         base = sibling
@@ -114,21 +105,23 @@ def detection_leaf(out: Path, base: Path, splits: list[DetectionSplit], data: De
     train, val = splits[0], splits[-1]
     root = _common_root([path for split in splits for path in (split.ann_file, split.image_dir)])
     text = DETECTION_DATA.format(
-        train_ann=_below(root, train.ann_file),
-        train_img=_below(root, train.image_dir),
-        val_ann=_below(root, val.ann_file),
-        val_img=_below(root, val.image_dir),
-        val_ann_path=str(val.ann_file.resolve()),
+        train_ann=python_literal(_below(root, train.ann_file)),
+        train_img=python_literal(_below(root, train.image_dir)),
+        val_ann=python_literal(_below(root, val.ann_file)),
+        val_img=python_literal(_below(root, val.image_dir)),
+        val_ann_path=python_literal(str(val.ann_file.resolve())),
     )
     if with_masks and not data.has_masks:
         text += WITHOUT_MASKS
     what = f'{len(data.classes)} classes, detection' + ('' if data.has_masks else ' without masks')
-    return _header(out, base, what, data.num_train_images, root, list(data.classes), None, model) + text
+    schedule = fit_to_images(config, data.num_train_images)
+    text += schedule_text(schedule, options, 'coco/segm_mAP' if data.has_masks else 'coco/bbox_mAP')
+    head = _Head(what, data.num_train_images, root, list(data.classes), None, model)
+    return _header(replace(options, base=base), head) + text
 
 
 def segmentation_leaf(
-    out: Path,
-    base: Path,
+    options: LeafOptions,
     splits: list[SegmentationSplit],
     classes: list[str],
     palette: list[list[int]] | None,
@@ -137,8 +130,7 @@ def segmentation_leaf(
     """Composes the leaf config of a segmentation data set.
 
     Args:
-        out: Where it will be.
-        base: Config to inherit from.
+        options: Where it will be, and what it inherits from.
         splits: The training split first; the last is for validation.
         classes: Class names.
         palette: A colour a class; None chooses them.
@@ -150,6 +142,7 @@ def segmentation_leaf(
     Raises:
         ValueError: If the base cannot be loaded or is no segmentation config.
     """
+    base = options.base
     config = load_base(base, 'decode_head', 'a segmentor, as seg_configs/addp_base_upernet.py')
     steps = [step for loader in (config.train_dataloader, config.val_dataloader) for step in loader.dataset.pipeline]
     if any(step.get('reduce_zero_label') is not None for step in steps):
@@ -166,34 +159,32 @@ def segmentation_leaf(
     void_is_zero = data.void == VOID_ZERO
     text = SEGMENTATION_DATA.format(
         reduce_zero_label=void_is_zero,
-        img_suffix=data.img_suffix,
-        mask_suffix=data.mask_suffix,
+        img_suffix=python_literal(data.img_suffix),
+        mask_suffix=python_literal(data.mask_suffix),
         convention='masks: 0 = void, classes from 1' if void_is_zero else 'masks: 255 = void, classes from 0',
-        train_img=_below(root, train.image_dir),
-        train_masks=_below(root, train.mask_dir),
-        val_img=_below(root, val.image_dir),
-        val_masks=_below(root, val.mask_dir),
+        train_img=python_literal(_below(root, train.image_dir)),
+        train_masks=python_literal(_below(root, train.mask_dir)),
+        val_img=python_literal(_below(root, val.image_dir)),
+        val_masks=python_literal(_below(root, val.mask_dir)),
     )
-    return (
-        _header(
-            out, base, f'{len(classes)} classes, segmentation', data.num_train_images, root, classes, palette, model
-        )
-        + text
-    )
+    text += schedule_text(fit_to_images(config, data.num_train_images), options, 'mIoU')
+    head = _Head(f'{len(classes)} classes, segmentation', data.num_train_images, root, classes, palette, model)
+    return _header(options, head) + text
 
 
-def write_leaf(out: Path, text: str) -> Config:
-    """Writes a leaf config, after having seen that it loads.
+def write_leaf(out: Path, text: str, classes: list[str]) -> Config:
+    """Writes a leaf config, after having seen that it loads and gives back the class names.
 
     Args:
         out: Where to.
         text: What.
+        classes: The class names that the config must have.
 
     Returns:
         The config as loaded.
 
     Raises:
-        ValueError: If mmengine cannot load it; nothing is written then.
+        ValueError: If mmengine cannot load it, or reads other class names; nothing is written then.
     """
     trial = out.with_name(f'{out.stem}_trial_{os.getpid()}.py')
     try:
@@ -203,6 +194,8 @@ def write_leaf(out: Path, text: str) -> Config:
         raise ValueError(f'the leaf config does not load with this base: {type(error).__name__}: {error}') from error
     finally:
         trial.unlink(missing_ok=True)
+    if list(config.metainfo.classes) != classes:
+        raise ValueError(f'the leaf config reads as {list(config.metainfo.classes)}, wanted the classes {classes}')
     replace_file(out, text)
     return config
 
@@ -234,18 +227,6 @@ def load_base(base: Path, needed: str, wanted: str) -> Config:
     return config
 
 
-def schedule_hint(config: Mapping[str, Any], num_train_images: int) -> str:
-    """Says how often one process would pass over the data set by the config's schedule."""
-    max_iters, batch = config['train_cfg'].get('max_iters'), config['train_dataloader']['batch_size']
-    if not max_iters:
-        return f'schedule: {config["train_cfg"].get("max_epochs")} epochs'
-    return (
-        f'schedule: {max_iters} iterations x {batch} images a process = '
-        f'{max_iters * batch / num_train_images:.0f} passes over {num_train_images} images; '
-        'for another length --cfg-options train_cfg.max_iters=N'
-    )
-
-
 def _set_num_classes(head: Any, name: str, parent: str) -> str:
     """The assignment that sets the number of classes of a head, or of a list of heads (cascades)."""
     if isinstance(head, (list, tuple)):
@@ -259,38 +240,44 @@ def _call(opening: str, arguments: list[str], indent: int) -> str:
     return f'{opening}(\n' + ',\n'.join(pad + argument for argument in arguments) + ')'
 
 
-def _header(
-    out: Path,
-    base: Path,
-    what: str,
-    num_images: int,
-    root: Path,
-    classes: list[str],
-    palette: list[list[int]] | None,
-    model: list[str],
-) -> str:
+@dataclass(frozen=True)
+class _Head:
+    """What the first lines of a leaf say: description, training images, common folder, classes, colours, model."""
+
+    what: str
+    num_images: int
+    root: Path
+    classes: list[str]
+    palette: list[list[int]] | None
+    model: list[str]
+
+
+def _header(options: LeafOptions, head: _Head) -> str:
     repository = Path(__file__).resolve().parents[2]
-    out, base = out.resolve(), base.resolve()
-    inside = (
-        repository in out.parents and repository in base.parents
-    )  # then paths are relative, and the leaf can be committed
-    colors = [tuple(color) for color in palette] if palette else class_palette(len(classes))
+    out, base = options.out.resolve(), options.base.resolve()
+    if '::' in str(base) or '::' in str(out):
+        raise ValueError(f'a config must not lie in a path with "::", which mmengine reads as a package: {out}, {base}')
+    # Within the repository paths are relative, so that the leaf can be committed.
+    inside = repository in out.parents and repository in base.parents
+    shown_path = os.path.relpath(out, repository) if inside else str(out)
+    base_path = Path(os.path.relpath(base, out.parent)).as_posix() if inside else base.as_posix()
+    colors = [tuple(color) for color in head.palette] if head.palette else class_palette(len(head.classes))
     metainfo = [
         'metainfo = dict(',
-        *_wrapped('classes', [repr(name) for name in classes]),
-        *_wrapped('palette', [repr(color) for color in colors]),
+        *_wrapped('classes', [python_literal(name) for name in head.classes]),
+        *_wrapped('palette', [python_literal(color) for color in colors]),
         ')',
     ]
     return HEADER.format(
-        name=out.stem,
-        what=what,
-        num_images=num_images,
-        path=os.path.relpath(out, repository) if inside else out,
-        base=Path(os.path.relpath(base, out.parent)).as_posix() if inside else base.as_posix(),
-        root=str(root),
+        name=docstring_text(out.stem),
+        what=head.what,
+        num_images=head.num_images,
+        path=docstring_text(shown_path),
+        base=python_literal(base_path),
+        root=python_literal(str(head.root)),
         metainfo='\n'.join(metainfo),
-        num_classes=len(classes),
-        model=''.join(f'\n    {item},' for item in model)[:-1],
+        num_classes=len(head.classes),
+        model=''.join(f'\n    {item},' for item in head.model) + '\n',
     )
 
 

@@ -24,6 +24,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from addp_backbone.files.config_text import LiteralConfig
 from addp_backbone.runtime.config_checks import LaunchError, check_option_names, closest
 from addp_backbone.runtime.optim_wrappers import avoid_cuda_amp
 from addp_backbone.runtime.processes import die_with_parent
@@ -84,7 +85,7 @@ def load_config(
             f'(looked in {file.absolute().parent})'
         )
     read_checkpoints_safely()
-    cfg = Config.fromfile(file)
+    cfg = LiteralConfig.of(Config.fromfile(file))
     if cfg.get('default_scope') in VISUALIZATION_HOOKS:
         import_quietly(f'{cfg.default_scope}.datasets')
     if options:

@@ -420,3 +420,28 @@ def test_the_camvid_photographs_are_clean(shared_dir: Path, tmp_path: Path) -> N
     split = SegmentationSplit('val', root / 'images/val', root / 'annotations/val')
     assert check_segmentation([split], classes, findings, num_workers=2).void == 'zero'
     assert not findings.entries
+
+
+def test_hostile_names_and_folders_stay_strings_in_the_leaf(
+    tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('SECRET', 'leaked')
+    root = tmp_path / '{{$SECRET:x}} "\'\\'
+    root.mkdir()
+    for part in ('train2017', 'val2017'):
+        (root / part).symlink_to(tiny_coco / part)
+    names = ['{{$SECRET:x}}', "'),__import__('os').mkdir('ran')#", '{{ fileDirname }}\n"""']
+    (root / 'annotations').mkdir()
+    for split in ('train2017', 'val2017'):
+        content = json.loads((tiny_coco / f'annotations/instances_{split}.json').read_text())
+        for category, name in zip(content['categories'], names, strict=True):
+            category['name'] = name
+        (root / f'annotations/instances_{split}.json').write_text(json.dumps(content))
+    assert MAIN(det_args(root, root / 'leaf.py', *DET_BASE)) == 0
+    config = Config.fromfile(root / 'leaf.py')
+    assert config.metainfo.classes == names
+    assert 'leaked' not in str(config.to_dict()) and not Path('ran').exists()
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        from mmdet.registry import DATASETS
+
+        assert DATASETS.build(config.train_dataloader.dataset).metainfo['classes'] == names
