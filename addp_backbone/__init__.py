@@ -7,6 +7,10 @@ from addp_backbone.mmcv_standin import finder
 
 finder.install()
 
+from addp_backbone.checkpoint import door  # noqa: E402
+
+door.close_unsafe_ways()
+
 from addp_backbone.detection import large_scale_jitter  # noqa: E402, F401  (registers transforms)
 from addp_backbone.networks.pyramid import SimpleFeaturePyramid  # noqa: E402
 from addp_backbone.networks.vit import ADDPViT  # noqa: E402

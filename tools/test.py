@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.dist import is_main_process
 
+from addp_backbone.checkpoint.locate import find_checkpoint
 from addp_backbone.checkpoint.storage import CheckpointError
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.config_checks import LaunchError, check_data
@@ -29,7 +30,6 @@ from addp_backbone.runtime.launch import (
     stop_processes,
 )
 from addp_backbone.runtime.runner import StageRunner
-from addp_backbone.runtime.saving import find_latest_checkpoint
 from pretrain.data.labelled import settle_classes
 
 
@@ -49,15 +49,12 @@ def main(words: list[str] | None = None) -> None:
     """Prepares the config, evaluates, prints and writes the metrics."""
     arguments = parse_arguments(words)
     cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
-    checkpoint = (
-        find_latest_checkpoint(arguments.checkpoint)
-        if Path(arguments.checkpoint).is_dir()
-        else Path(arguments.checkpoint)
-    )
-    if checkpoint is None or not checkpoint.is_file():
+    try:
+        checkpoint = find_checkpoint(arguments.checkpoint)
+    except CheckpointError as error:
         raise LaunchError(
             f'checkpoint {arguments.checkpoint} does not exist; training writes iter_*.pth into its work dir'
-        )
+        ) from error
     if arguments.out and not arguments.out.endswith('.json'):
         raise LaunchError(f'--out {arguments.out}: wanted a file that ends in .json')
     if cfg.get('test_dataloader') is None:

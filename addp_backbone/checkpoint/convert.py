@@ -17,7 +17,9 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint, write_atomically
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.matching import match_tensors, unwrap_state_dict
+from addp_backbone.checkpoint.storage import read_checkpoint, write_atomically
 
 __all__ = [
     'FORMATS',
@@ -30,7 +32,6 @@ __all__ = [
 ]
 
 FORMATS = ('addp', 'mae', 'mage', 'timm', 'detectron2')
-WRAPPER_KEYS = ('model', 'state_dict', 'module', 'model_state')
 
 NO_CLS = 'the backbone has no cls or register tokens'
 NO_FINAL_NORM = 'the backbone has no final norm (ViTDet)'
@@ -178,23 +179,6 @@ _MAGE_NAMES = {
 }
 
 
-def unwrap_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Finds the state dict in a checkpoint: the checkpoint itself, or what it has under ``model``, ``state_dict``, ``module``.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    if any(isinstance(value, (Tensor, np.ndarray)) for value in checkpoint.values()):
-        return checkpoint
-    for key in WRAPPER_KEYS:
-        if isinstance(checkpoint.get(key), Mapping):
-            return unwrap_state_dict(checkpoint[key])
-    raise CheckpointError(
-        f'no tensors found: the checkpoint has the keys {sorted(map(str, checkpoint))[:20]}, wanted a state dict, '
-        f'or one under {", ".join(WRAPPER_KEYS)}'
-    )
-
-
 def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
@@ -276,14 +260,11 @@ def _check_trunk(report: ConversionReport, keep_cls: bool) -> None:
             shapes |= {f'blocks.{i}.{layer}.weight': (rows, columns), f'blocks.{i}.{layer}.bias': (rows,)}
         for layer in ('norm1', 'norm2'):
             shapes |= {f'blocks.{i}.{layer}.weight': (width,), f'blocks.{i}.{layer}.bias': (width,)}
-    wrong = [
-        f'{name}: got {tuple(found[name].shape)}, wanted {shape}'
-        for name, shape in shapes.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    if wrong:
+    mismatch = match_tensors(found, shapes)
+    if mismatch.shapes:
+        wrong = [f'{name}: got {got}, wanted {wanted}' for name, (got, wanted) in mismatch.shapes.items()]
         raise CheckpointError(f'wrong shapes for a ViT {width} wide: {"; ".join(wrong)}')
-    report.missing = [name for name in (*shapes, 'pos_embed') if name not in found]
+    report.missing = mismatch.missing + ['pos_embed'] * ('pos_embed' not in found)
 
 
 def _resize(report: ConversionReport, img_size: int | None, patch_size: int | None, keep_cls: bool) -> None:

@@ -18,11 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from addp_backbone.checkpoint.errors import CheckpointError, refuse_remote
+from addp_backbone.checkpoint.matching import match_tensors, unwrap_state_dict
+
 CONVERT_COMMAND = 'python tools/convert_checkpoint.py SRC DST'
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, unreadable, unsafe to read, or does not fit."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -41,6 +40,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, truncated, no dict, or needs more than the types above.
     """
+    refuse_remote(path)
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path} does not exist; a backbone file is made by `{CONVERT_COMMAND}`')
@@ -103,7 +103,9 @@ def write_atomically(state_dict: Mapping[str, Tensor], path: str | Path) -> None
         Path(temporary).unlink(missing_ok=True)
 
 
-def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Collection[str]) -> None:
+def load_pretrained(
+    module: nn.Module, init_cfg: Mapping[str, Any], optional: Collection[str], ignored: tuple[str, ...] = ()
+) -> None:
     """Loads ``init_cfg['checkpoint']`` into a module and refuses any gap.
 
     Args:
@@ -111,13 +113,14 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Co
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``; an optional ``prefix`` selects the entries that begin
             with it.
         optional: Names that may be absent from the file and then keep their initial values.
+        ignored: Beginnings of names that the file may have although the module does without them.
 
     Raises:
         CheckpointError: If a tensor is missing, left over or of another shape; the message lists the names.
     """
     path = init_cfg['checkpoint']
     checkpoint = read_checkpoint(path)
-    tensors = checkpoint.get('state_dict', checkpoint)
+    tensors = unwrap_state_dict(checkpoint)
     prefix = init_cfg.get('prefix')
     if prefix:
         prefix = prefix.rstrip('.') + '.'
@@ -128,28 +131,28 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], optional: Co
                 f'{path} has no tensor whose name begins with init_cfg.prefix={prefix!r}; names begin with {first_words}'
             )
     own = module.state_dict()
-    wrong = [
-        f'{name}: file {tuple(tensor.shape)}, model {tuple(own[name].shape)}'
-        for name, tensor in tensors.items()
-        if name in own and isinstance(tensor, Tensor) and tensor.shape != own[name].shape
-    ]
-    if wrong:
+    mismatch = match_tensors(tensors, own, optional)
+    mismatch.unexpected = [name for name in mismatch.unexpected if not name.startswith(ignored)]
+    if mismatch.shapes:
+        wrong = '; '.join(f'{name}: file {got}, model {wanted}' for name, (got, wanted) in mismatch.shapes.items())
         raise CheckpointError(
-            f'{path} does not fit {type(module).__name__}, shapes differ: {"; ".join(wrong)}. Set arch, patch_size, '
+            f'{path} does not fit {type(module).__name__}, shapes differ: {wrong}. Set arch, patch_size, '
             'pretrain_img_size (pos_embed) or img_size and window_size (rel_pos) to those of the file'
         )
-    missing, unexpected = module.load_state_dict(tensors, strict=False)
-    absent = [name for name in missing if name not in optional]
-    if absent or unexpected:
+    if mismatch:
+        kinds = [f'{name} {kind}' for name, kind in mismatch.kinds.items()]
         raise CheckpointError(
-            f'{path} does not fit {type(module).__name__}. Not in the file: {absent or "none"}. Not in the model: '
-            f'{list(unexpected) or "none"}. Convert a pre-training checkpoint first: {CONVERT_COMMAND}'
+            f'{path} does not fit {type(module).__name__}. Not in the file: {mismatch.missing or "none"}. Not in the '
+            f'model: {mismatch.unexpected or "none"}. Of another kind: {kinds or "none"}. Convert a pre-training '
+            f'checkpoint first: {CONVERT_COMMAND}'
         )
-    kept = (
-        len(missing)
-        and f', {len(missing)} keep their initial values ({", ".join(sorted({n.rsplit(".", 1)[-1] for n in missing}))})'
+    module.load_state_dict(tensors, strict=False)
+    kept = sorted({name.rsplit('.', 1)[-1] for name in own.keys() - tensors.keys()})
+    print_log(
+        f'{type(module).__name__}: {len(own.keys() & tensors.keys())} tensors from {path}'
+        + (f', {len(own.keys() - tensors.keys())} keep their initial values ({", ".join(kept)})' if kept else ''),
+        logger='current',
     )
-    print_log(f'{type(module).__name__}: {len(own) - len(missing)} tensors from {path}{kept or ""}', logger='current')
 
 
 class _NumpyUnpickler(pickle.Unpickler):

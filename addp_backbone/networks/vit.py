@@ -144,7 +144,8 @@ class ADDPViT(BaseModule):
             super().init_weights()
             return
         optional = [name for name in self.state_dict() if name.endswith(OPTIONAL_IN_FILE)]
-        load_pretrained(self, self.init_cfg, optional)
+        ignored = () if self.tokenizer_norm is not None else ('tokenizer_norm.',)
+        load_pretrained(self, self.init_cfg, optional, ignored)
         self._is_init = True
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

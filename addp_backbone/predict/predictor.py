@@ -25,6 +25,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
+from addp_backbone.checkpoint.locate import find_checkpoint
+from addp_backbone.checkpoint.matching import unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.files.atomic import replace_file
@@ -46,7 +48,7 @@ class Predictor:
 
     Args:
         config: Config file that the checkpoint was trained with.
-        checkpoint: Its checkpoint; read without executing anything in it, and it has to fit.
+        checkpoint: Its checkpoint, or the work dir of the run; read without executing anything in it, and it has to fit.
         score_thr: Detections below are left out.
         device: Where to compute; None takes the first GPU if there is one.
 
@@ -63,13 +65,13 @@ class Predictor:
         device: str | None = None,
     ):
         cfg = load_config(str(config))
-        content = read_checkpoint(checkpoint)
+        content = read_checkpoint(find_checkpoint(checkpoint))
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         if cfg.model.get('num_classes', 0) is None:  # left open, as the data tells: a checkpoint has noted it
             cfg.model.num_classes = (
                 len((content.get('meta', {}).get('dataset_meta') or {}).get('classes') or ()) or None
             )
-        weights = content.get('state_dict', content)
+        weights = unwrap_state_dict(content)
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         network = model.module if isinstance(model, BaseTTAModel) else model
         check_weights(str(checkpoint), weights, network.state_dict())

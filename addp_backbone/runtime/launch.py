@@ -24,12 +24,11 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from addp_backbone.checkpoint.locate import find_checkpoint, find_latest_checkpoint
 from addp_backbone.files.config_text import LiteralConfig
 from addp_backbone.runtime.config_checks import LaunchError, check_option_names, closest
 from addp_backbone.runtime.optim_wrappers import avoid_cuda_amp
 from addp_backbone.runtime.processes import die_with_parent
-from addp_backbone.runtime.runner import read_checkpoints_safely
-from addp_backbone.runtime.saving import find_latest_checkpoint
 from addp_backbone.runtime.scale_lr import optim_wrappers
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
@@ -73,7 +72,7 @@ def load_config(
         launcher: One of :data:`LAUNCHERS`.
 
     Returns:
-        The config; reading from checkpoints is safe from now on (:func:`read_checkpoints_safely`).
+        The config.
 
     Raises:
         LaunchError: If the file is missing or an option is misspelt.
@@ -84,7 +83,6 @@ def load_config(
             f'config {path} does not exist{closest(file.name, (p.name for p in file.parent.glob("*.py")))} '
             f'(looked in {file.absolute().parent})'
         )
-    read_checkpoints_safely()
     cfg = LiteralConfig.of(Config.fromfile(file))
     if cfg.get('default_scope') in VISUALIZATION_HOOKS:
         import_quietly(f'{cfg.default_scope}.datasets')
@@ -100,8 +98,6 @@ def load_config(
         cfg.default_hooks.pop(
             'visualization'
         )  # it would do nothing but warn that it does nothing; --show-dir brings it back
-    for message in HARMLESS_WARNINGS:
-        warnings.filterwarnings('ignore', message=message)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / file.stem)
     return cfg
@@ -123,6 +119,8 @@ def _make_room(cfg: Config, options: dict[str, Any]) -> None:
 def start_processes(launcher: str) -> int:
     """Joins the other processes of the run; on the CPU it makes the process group, as mmengine would ask for CUDA.
 
+    Also silences warnings of training and testing that mean nothing, for the whole process.
+
     Args:
         launcher: One of :data:`LAUNCHERS`.
 
@@ -132,6 +130,8 @@ def start_processes(launcher: str) -> int:
     Raises:
         LaunchError: If the launcher did not set its environment variables.
     """
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings('ignore', message=message)
     if launcher == 'none':
         return 1
     if launcher == 'slurm':
@@ -226,21 +226,25 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     Args:
         cfg: Changed in place.
         resume: None (the option is absent), 'auto' (no value: the latest checkpoint in the work dir, a fresh start if
-            there is none), or a checkpoint.
+            there is none), or a checkpoint or the work dir of another run.
 
     Raises:
         LaunchError: If the checkpoint does not exist.
+        CheckpointError: If the work dir holds none.
     """
     if resume is None:
         return
-    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else Path(resume)
+    if resume == 'auto':
+        latest = find_latest_checkpoint(cfg.work_dir)
+    else:
+        if not Path(resume).exists():
+            raise LaunchError(
+                f'--resume {resume}: no such checkpoint; --resume without a value takes the latest in {cfg.work_dir}'
+            )
+        latest = find_checkpoint(resume, '--resume')
     if latest is None:
         print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting from the beginning', logger='current')
         return
-    if not latest.is_file():
-        raise LaunchError(
-            f'--resume {latest}: no such checkpoint; --resume without a value takes the latest in {cfg.work_dir}'
-        )
     cfg.resume, cfg.load_from = True, str(latest)
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.matching import match_tensors, unwrap_state_dict
 from addp_backbone.runtime.processes import WorkerInit
 
 
 class StageRunner(Runner):
-    """mmengine's Runner, but resuming and testing refuse a checkpoint that does not hold all the weights; nothing is passed over.
+    """mmengine's Runner, but resuming and testing refuse a checkpoint that does not hold all the weights.
 
     Starting from weights (``load_from`` in training) stays lenient, as heads may differ in their number of classes;
     mmengine logs what differs. Data workers end with the run, also if it is killed.
@@ -45,52 +46,23 @@ class StageRunner(Runner):
             model = self.model
             while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
                 model = model.module
-            check_weights(filename, checkpoint.get('state_dict', checkpoint), model.state_dict())
+            check_weights(filename, unwrap_state_dict(checkpoint), model.state_dict())
         return checkpoint
 
 
-def check_weights(path: str, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def check_weights(path: str, given: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
     """Compares a checkpoint's tensors with a model's.
+
+    Args:
+        path: The checkpoint, for the error.
+        given: Its tensors; ``module.`` in front of a name is passed over.
+        wanted: The model's tensors.
 
     Raises:
         CheckpointError: If names are missing or left over, or shapes differ; the message has the lists.
     """
-    given = {name.removeprefix('module.'): tensor for name, tensor in given.items()}
-    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    shapes = [
-        f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}'
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    if missing or unexpected or shapes:
+    mismatch = match_tensors({name.removeprefix('module.'): tensor for name, tensor in given.items()}, wanted)
+    if mismatch:
         raise CheckpointError(
-            f'{path} does not fit the model of this config. Missing: {_some(missing)}. Unknown to the model: '
-            f'{_some(unexpected)}. Of another shape: {_some(shapes)}. Use the config the checkpoint was trained with'
+            f'{path} does not fit the model of this config. {mismatch}. Use the config the checkpoint was trained with'
         )
-
-
-def read_checkpoints_safely() -> None:
-    """Makes every checkpoint that mmengine reads from a file or a web address go through :func:`read_checkpoint`.
-
-    mmengine falls back to unrestricted unpickling when safe loading fails, which runs whatever the file says.
-    """
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
-
-
-def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Reads onto the CPU: loading copies each tensor to where it belongs."""
-    return read_checkpoint(filename)
-
-
-def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Refuses: what mmengine downloads it unpickles without restriction.
-
-    Raises:
-        CheckpointError: Always.
-    """
-    raise CheckpointError(f'{filename} is a web address; download the file and give its path')
-
-
-def _some(names: list[str]) -> str:
-    return (', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')) or 'none'

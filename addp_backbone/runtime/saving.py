@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment and never hold a diverged model, and finding the one to resume from."""
+"""Checkpoints that survive a kill at any moment and never hold a diverged model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from addp_backbone.checkpoint.locate import find_latest_checkpoint
 from addp_backbone.files.atomic import replace_file
 
 ATOMIC_BACKEND = 'atomic_local'
@@ -95,32 +95,6 @@ class StopOnBadLoss(Hook):
                 f'at iteration {runner.iter + 1} {len(bad)} parameters are not finite, among them {", ".join(bad[:3])}; the '
                 f'model is not saved. {_advice(runner)}'
             )
-
-
-def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """Finds the checkpoint to resume from.
-
-    Args:
-        work_dir: A run's folder.
-
-    Returns:
-        What ``last_checkpoint`` names, also if the folder was moved since; if that is missing or was cut while being
-        written, the newest ``iter_*.pth`` or ``epoch_*.pth``; None if there is none.
-    """
-    work_dir = Path(work_dir)
-    pointer = work_dir / 'last_checkpoint'
-    named = pointer.read_text(encoding='utf-8').strip() if pointer.is_file() else ''
-    for candidate in (Path(named), work_dir / Path(named).name):
-        if named and candidate.is_file():
-            return candidate
-    saved = [*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')]
-    newest = max(saved, key=lambda path: path.stat().st_mtime_ns, default=None)
-    if newest is not None:
-        print_log(
-            f'{pointer} names no checkpoint ({named or "empty or missing"}); taking the newest, {newest.name}',
-            logger='current',
-        )
-    return newest
 
 
 def _is_not_about_file_client(record: logging.LogRecord) -> bool:

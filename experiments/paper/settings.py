@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from addp_backbone.runtime.saving import find_latest_checkpoint
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.locate import find_checkpoint
 from experiments.paper.recipes import RECIPES, REPOSITORY, Recipe
 from experiments.paper.rows import GENERATION, PAPER_ROWS, ROWS
 from pretrain.weights.published import PUBLISHED_FILES
@@ -159,9 +160,9 @@ def _named(word: str, format: str) -> Initialization:
         path, name = Path(word), ''
     path = path.expanduser().absolute()
     if path.is_dir():
-        latest = find_latest_checkpoint(path)
-        if latest is None:
-            raise RequestError(f'--init {path} is a folder without a checkpoint iter_*.pth')
-        name, path = name or path.name, latest.absolute()
+        try:
+            name, path = name or path.name, find_checkpoint(path, '--init').absolute()
+        except CheckpointError as error:
+            raise RequestError(str(error)) from error
     name = re.sub(r'[^\w.-]+', '-', name or path.name.removesuffix(path.suffix))
     return Initialization(name, format, path)

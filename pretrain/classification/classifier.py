@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addp_backbone.checkpoint.convert import CheckpointError, convert_state_dict, read_checkpoint
+from addp_backbone.checkpoint.matching import listed, match_tensors
 from addp_backbone.layers.block import NORM_EPS
 from addp_backbone.networks.arch import Arch
 from addp_backbone.networks.vit import INIT_STD, ADDPViT
@@ -32,6 +33,7 @@ from pretrain.training import averaging, buffer_sharing, epoch_loop, hooks, opti
 
 FC_NORM_EPS = 1e-5  # published fine-tuning
 BATCH_NORM_EPS = 1e-6  # MAE's linear probe
+_MAY_BE_LEFT_OUT = ('norm.', 'tokenizer_norm.')  # tensors of a file that the config may do without
 FINE_TUNING_STD, LINEAR_PROBE_STD = 2e-5, 0.01  # of the last layer's initial weights (MAE)
 
 
@@ -129,22 +131,18 @@ class ClassifierViT(ADDPViT):
             read_checkpoint(path), img_size=self.img_size, patch_size=self.patch_size, keep_cls=True
         )
         own = self.state_dict()
-        missing = sorted({*report.missing, *own.keys() - report.state_dict.keys()} & own.keys())
+        mismatch = match_tensors(report.state_dict, own)
+        missing = sorted(mismatch.missing)
         if missing:
             raise CheckpointError(
-                f'{path} (format {report.format}) lacks {len(missing)} tensors of this ViT: {", ".join(missing[:8])}. '
+                f'{path} (format {report.format}) lacks {len(missing)} tensors of this ViT: {listed(missing)}. '
                 f'{_advice(missing)}'
             )
-        surplus = sorted(report.state_dict.keys() - own.keys())
-        wrong = [
-            f'{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}'
-            for name, tensor in report.state_dict.items()
-            if name in own and tensor.shape != own[name].shape
-        ]
-        if wrong or any(not name.startswith(('norm.', 'tokenizer_norm.')) for name in surplus):
+        surplus = sorted(mismatch.unexpected)
+        if mismatch.shapes or mismatch.kinds or any(not name.startswith(_MAY_BE_LEFT_OUT) for name in surplus):
             raise CheckpointError(
-                f'{path} (format {report.format}) does not fit this ViT. Of another shape: {", ".join(wrong[:4]) or "none"}. '
-                f"Not in the model: {', '.join(surplus[:4]) or 'none'}. Set model.backbone.arch to the file's size"
+                f'{path} (format {report.format}) does not fit this ViT. {mismatch}. Set model.backbone.arch to the '
+                "file's size"
             )
         self.load_state_dict({name: report.state_dict[name] for name in own})
         notes = [*report.notes, *(f'{name} is left out, as the config says' for name in surplus)]

@@ -16,9 +16,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from addp_backbone.checkpoint.locate import find_latest_checkpoint
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.config_checks import LaunchError
-from addp_backbone.runtime.saving import find_latest_checkpoint
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 RESULT_FILE = 'few_shot.json'

@@ -1,5 +1,5 @@
 """Weights: the released files and our own, loaded strictly, downloaded resumably."""
 
-from pretrain.weights.published import load_published_addp as load_published
+from pretrain.weights.published import load_published
 
 __all__ = ['load_published']

@@ -25,7 +25,7 @@ from pretrain.weights.published import (
     PUBLISHED_FILES,
     LoadReport,
     PublishedFile,
-    load_published_addp,
+    load_published,
     load_published_token_predictor,
     load_published_tokenizer,
 )
@@ -198,7 +198,7 @@ def _import(module: str) -> ModuleType:
 
 
 def _load_addp(arch: str, contents: dict[str, Any]) -> LoadReport:
-    return load_published_addp(ADDP(arch=arch, token_predictor=dict(arch=arch)), contents)
+    return load_published(ADDP(arch=arch, token_predictor=dict(arch=arch)), contents)
 
 
 def _load_predictor(arch: str, contents: dict[str, Any]) -> LoadReport:

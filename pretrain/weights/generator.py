@@ -11,11 +11,13 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
-from addp_backbone.runtime.saving import find_latest_checkpoint
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.locate import find_checkpoint
+from addp_backbone.checkpoint.matching import load_strictly, unwrap_state_dict
+from addp_backbone.checkpoint.storage import read_checkpoint
 from pretrain.networks.addp import ADDP
 from pretrain.weights.loading import load_network
-from pretrain.weights.published import PUBLISHED_FILES, find_published, load_published_addp
+from pretrain.weights.published import PUBLISHED_FILES, find_published, load_published
 
 PRECISIONS = ('fp32', 'bf16')
 # A stand-in for the token predictor, which every ADDP has and generation does not use.
@@ -45,17 +47,17 @@ def load_generator(cfg: Config, checkpoint: str | Path, ema: bool | None = None,
     """
     require_addp(cfg)
     model = ADDP(**{**cfg.model.network.to_dict(), 'token_predictor': _SMALLEST_PREDICTOR, 'frozen_dtype': None}).eval()
-    path = find_checkpoint(checkpoint)
+    path = find_generator(checkpoint)
     contents = read_checkpoint(path)
     own = _own_tensors(contents, ema, path)
     try:
         if own:
-            model.load_state_dict(own)
+            load_strictly(model, own, f'{path}', 'Give a checkpoint of a run with this config')
             has_tokenizer = False
         else:
             has_tokenizer = tokenizer is None and holds_tokenizer(contents)
-            load_published_addp(model, contents, needed=('tokenizer',) if has_tokenizer else ())
-    except (RuntimeError, ValueError) as error:
+            load_published(model, contents, needed=('tokenizer',) if has_tokenizer else ())
+    except ValueError as error:
         raise CheckpointError(f'{path} does not fit the model of {cfg.filename}: {error}') from error
     print_log(f'addp: weights of {path}', logger='current')
     if not has_tokenizer:
@@ -73,31 +75,20 @@ def require_addp(cfg: Config) -> None:
         )
 
 
-def find_checkpoint(checkpoint: str | Path) -> Path:
-    """The file that a CKPT argument means: itself, or the latest checkpoint of a work dir.
+def find_generator(checkpoint: str | Path) -> Path:
+    """Finds the file that CKPT means: a checkpoint, the latest of a work dir, or a released file.
 
     Raises:
         CheckpointError: If there is none; names the source of a released file.
     """
     path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        latest = find_latest_checkpoint(path)
-        if latest is None:
-            raise CheckpointError(
-                f'{path} holds no checkpoint iter_*.pth; train with tools/train.py first, or give a file'
-            )
-        return latest
-    if path.stem in PUBLISHED_FILES and not path.is_file():
+    if path.stem in PUBLISHED_FILES and not path.exists():
         try:
             return find_published(path.stem, path, 'CKPT')
         except FileNotFoundError as error:
             raise CheckpointError(str(error)) from error
-    if not path.is_file():
-        raise CheckpointError(
-            f'checkpoint {path} does not exist; give a released ADDP file, a checkpoint of tools/train.py with '
-            'a config of ADDP, or its work dir'
-        )
-    return path
+    advice = 'give a released ADDP file, a checkpoint of tools/train.py with a config of ADDP, or its work dir'
+    return find_checkpoint(path, advice=advice)
 
 
 @contextmanager
@@ -115,7 +106,7 @@ def precision(model: ADDP, name: str) -> Iterator[None]:
 
 def _own_tensors(contents: Mapping[str, Any], ema: bool | None, path: Path) -> dict[str, Any]:
     """ADDP's tensors in a checkpoint of our own training, without their prefix; empty if it is not such a checkpoint."""
-    tensors = contents.get('state_dict', contents)
+    tensors = unwrap_state_dict(contents)
     averaged = 'ema_state_dict' in contents
     if ema and not averaged:
         raise CheckpointError(f'{path} holds no averaged weights (it was trained without EMAHook): leave --ema out')
@@ -134,5 +125,4 @@ def _own_tensors(contents: Mapping[str, Any], ema: bool | None, path: Path) -> d
 
 def holds_tokenizer(contents: Mapping[str, Any]) -> bool:
     """Whether a released file's contents hold the tokenizer beside ADDP."""
-    tensors = contents.get('model', contents)
-    return any('vqgan.' in name for name in tensors)
+    return any('vqgan.' in name for name in unwrap_state_dict(contents))

@@ -15,13 +15,15 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
-from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
-from addp_backbone.runtime.saving import find_latest_checkpoint
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.locate import find_checkpoint
+from addp_backbone.checkpoint.matching import load_strictly, unwrap_state_dict
+from addp_backbone.checkpoint.storage import read_checkpoint
 from pretrain.weights.published import (
     PUBLISHED_FILES,
     LoadReport,
     find_published,
-    load_published_addp,
+    load_published,
     load_published_token_predictor,
     load_published_tokenizer,
 )
@@ -29,7 +31,7 @@ from pretrain.weights.published import (
 RANDOM = 'random'
 SEARCHED_FOLDERS = (Path('exp/pretrained_model'), Path('exp/release'))
 _PUBLISHED_LOADERS: dict[str, Callable[[Any, Mapping[str, Any]], LoadReport]] = {
-    'addp': load_published_addp,
+    'addp': load_published,
     'tokenizer': load_published_tokenizer,
     'token_predictor': load_published_token_predictor,
 }
@@ -66,10 +68,10 @@ def load_network(network: nn.Module, name: str, source: str | None) -> LoadRepor
     report = None
     try:
         if own:
-            network.load_state_dict(own)
+            load_strictly(network, own, str(path), 'Use the config it was trained with')
         else:
             report = _PUBLISHED_LOADERS[name](network, checkpoint)
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f'{path} does not fit the {name} of this config ({option}): {error}. Give both configs the same sizes, or '
             f'set {option} to another file'
@@ -91,13 +93,8 @@ def find_weights(source: str | None, name: str) -> Path:
         )
     path = Path(source).expanduser()
     if path.is_dir():
-        latest = find_latest_checkpoint(path)
-        if latest is None:
-            raise CheckpointError(
-                f'{option}={source!r}: the folder holds no checkpoint iter_*.pth; train with '
-                f'pretrain/configs/{_TRAINED_BY[name]} into it, or set {option} to where the weights lie'
-            )
-        return latest
+        advice = f'train with pretrain/configs/{_TRAINED_BY[name]} into it, or set {option} to where the weights are'
+        return find_checkpoint(path, option, advice)
     places = [path] if path.parent != Path() else [path, *(folder / path for folder in SEARCHED_FOLDERS)]
     for place in places:
         if place.is_file():
@@ -118,5 +115,5 @@ def find_weights(source: str | None, name: str) -> Path:
 def _own_tensors(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The network's tensors in a checkpoint of our own training, without their prefix; empty if it is not such a checkpoint."""
     prefix = f'{name}.'
-    tensors = checkpoint.get('state_dict', checkpoint)
+    tensors = unwrap_state_dict(checkpoint)
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

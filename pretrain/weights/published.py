@@ -7,7 +7,7 @@ its name, and then nothing has been loaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.matching import MAX_NAMES, match_tensors, split_checkpoint
 
 if TYPE_CHECKING:
     from pretrain.networks.addp import ADDP
@@ -111,7 +112,6 @@ _NOT_NEEDED_REASON = 'of a network that is not needed here'
 _UNUSED_REASON = 'stored, but not used by the published forward pass'
 _ALIAS_REASON = 'second name of the tokenizer, whose weights are loaded from vqgan.*'
 _FOREIGN_TOKENIZER_REASON = 'a tokenizer kept in the file of a token predictor; tokenizers have their own file'
-_MAX_NAMES = 10  # of each kind, listed in an error
 
 
 def find_published(name: str, path: str | Path | None = None, option: str = 'path') -> Path:
@@ -141,12 +141,7 @@ def find_published(name: str, path: str | Path | None = None, option: str = 'pat
     return found
 
 
-def read_published(name: str, path: str | Path | None = None, option: str = 'path') -> dict[str, Any]:
-    """Reads a released checkpoint without executing anything in it; arguments as in :func:`find_published`."""
-    return read_checkpoint(find_published(name, path, option))
-
-
-def load_published_addp(
+def load_published(
     model: ADDP, contents: Mapping[str, Any], needed: Collection[str] = ('tokenizer', 'token_predictor')
 ) -> LoadReport:
     """Loads a released ADDP file or a published training checkpoint.
@@ -218,7 +213,7 @@ def load_published_token_predictor(
         What was loaded, and what was dropped and why.
 
     Raises:
-        CheckpointError: As in :func:`load_published_addp`.
+        CheckpointError: As in :func:`load_published`.
     """
     report = LoadReport()
     tensors = _network_tensors(contents, report)
@@ -228,7 +223,7 @@ def load_published_token_predictor(
 
 
 def load_published_tokenizer(tokenizer: VQGANTokenizer, contents: Mapping[str, Any]) -> LoadReport:
-    """Loads ``vqgan_jax_strongaug.ckpt``; arguments, returns and errors as in :func:`load_published_addp`."""
+    """Loads ``vqgan_jax_strongaug.ckpt``; arguments, returns and errors as in :func:`load_published`."""
     report = LoadReport()
     _copy(_match(tokenizer, _network_tensors(contents, report), '', {}, report))
     return report
@@ -236,12 +231,8 @@ def load_published_tokenizer(tokenizer: VQGANTokenizer, contents: Mapping[str, A
 
 def _network_tensors(contents: Mapping[str, Any], report: LoadReport) -> dict[str, Any]:
     """The network's entries, from ``model`` or ``state_dict`` if they lie there; run state is dropped with its reason."""
-    entries = dict(contents)
-    nested = [name for name in ('model', 'state_dict') if isinstance(entries.get(name), Mapping)]
-    if len(nested) > 1:
-        raise CheckpointError('the checkpoint holds both "model" and "state_dict": pass the one that is wanted')
-    for name in nested:
-        entries.update(entries.pop(name))
+    tensors, beside = split_checkpoint(contents)
+    entries = {**tensors, **beside}
     for name in _RUN_STATE.intersection(entries):
         del entries[name]
         report.dropped[name] = _RUN_STATE_REASON
@@ -308,12 +299,9 @@ def _match(
         CheckpointError: On any disagreement, with all of them.
     """
     own = module.state_dict()
-    shapes = {**{name: tuple(tensor.shape) for name, tensor in own.items()}, **unused}
-    missing = [f'{prefix}{name} is missing' for name in shapes if name not in source and name not in _OPTIONAL]
-    extra = [f'{prefix}{name} is not known' for name in source if name not in shapes]
-    wrong = list(_wrong_kind(source, shapes, unused, prefix))
-    if missing or extra or wrong:
-        listed = ''.join(f'\n  {line}' for kind in (missing, wrong, extra) for line in _shorten(kind))
+    mismatch = match_tensors(source, {**own, **unused}, _OPTIONAL)
+    if mismatch:
+        listed = ''.join(f'\n  {line}' for line in mismatch.lines(prefix))
         raise CheckpointError(
             f'the checkpoint does not fit {type(module).__name__}, nothing was loaded:{listed}\n'
             f'Check that the sizes in the config (arch, decoder_depth, img_size, tokenizer ...) are those '
@@ -322,29 +310,6 @@ def _match(
     report.loaded += [f'{prefix}{name}' for name in own]
     report.dropped.update({f'{prefix}{name}': _UNUSED_REASON for name in unused if name in source})
     return [(own[name], source[name]) for name in own]
-
-
-def _shorten(lines: list[str]) -> list[str]:
-    """The first lines, and how many more there are."""
-    return (
-        lines
-        if len(lines) <= _MAX_NAMES
-        else [*lines[:_MAX_NAMES], f'... and {len(lines) - _MAX_NAMES} more like these']
-    )
-
-
-def _wrong_kind(
-    source: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], unused: Mapping[str, tuple[int, ...]], prefix: str
-) -> Iterator[str]:
-    """A line for every entry that is no tensor, or has another shape or kind of numbers than wanted."""
-    for name in (name for name in shapes if name in source):
-        value = source[name]
-        if not isinstance(value, Tensor):
-            yield f'{prefix}{name} is a {type(value).__name__}, wanted a tensor'
-        elif tuple(value.shape) != shapes[name]:
-            yield f'{prefix}{name} has shape {tuple(value.shape)}, wanted {shapes[name]}'
-        elif name not in unused and not value.is_floating_point():
-            yield f'{prefix}{name} holds {value.dtype}, wanted floating point'
 
 
 def _drop_alias(alias: Mapping[str, Any], tokenizer: Mapping[str, Any], report: LoadReport) -> None:
@@ -357,7 +322,7 @@ def _drop_alias(alias: Mapping[str, Any], tokenizer: Mapping[str, Any], report: 
     if names:
         raise CheckpointError(
             f'token_predictor.vqgan.* and vqgan.* name the same tokenizer, but only one of them holds '
-            f'{sorted(names)[:_MAX_NAMES]}; nothing was loaded'
+            f'{sorted(names)[:MAX_NAMES]}; nothing was loaded'
         )
     for name, value in alias.items():
         same = (

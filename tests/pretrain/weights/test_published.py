@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_addp import tiny_addp
 
-from addp_backbone.checkpoint.convert import CheckpointError
+from addp_backbone.checkpoint.convert import CheckpointError, read_checkpoint
 from pretrain import ADDP, TokenPredictor, VQGANTokenizer
 from pretrain.weights import load_published
 from pretrain.weights.published import (
@@ -16,7 +16,6 @@ from pretrain.weights.published import (
     find_published,
     load_published_token_predictor,
     load_published_tokenizer,
-    read_published,
 )
 
 GOLDEN = Path(__file__).parents[3] / 'tests' / 'golden'
@@ -246,7 +245,7 @@ def test_a_training_checkpoint_with_its_arguments_is_read_from_disk_and_loaded(t
     torch.save(
         dict(model=published_state(source), optimizer={}, epoch=3, scaler={}, args=argparse.Namespace(lr=1e-4)), path
     )
-    report = load_published(target, read_published('addp-vit-base-16', path))
+    report = load_published(target, read_checkpoint(path))
     assert {'args', 'optimizer', 'epoch', 'scaler'} <= set(report.dropped)
     assert torch.equal(target.pos_embed, source.pos_embed)
 
