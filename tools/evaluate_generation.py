@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from addp_backbone.files.atomic import replace_file
 from pretrain.evaluation.fidelity import INCEPTION, METRICS, measure
-from pretrain.evaluation.picture_sets import PictureSet
+from pretrain.evaluation.image_sets import PictureSet
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

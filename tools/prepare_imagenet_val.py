@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from addp_backbone.runtime.environment import num_cores
-from pretrain.evaluation.picture_sets import MANIFEST_FILE, NUM_IMAGES, SIZE_PX
+from pretrain.evaluation.image_sets import MANIFEST_FILE, NUM_IMAGES, SIZE_PX
 from pretrain.evaluation.reference_set import prepare_reference_set
 
 

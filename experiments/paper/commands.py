@@ -13,7 +13,7 @@ from experiments.paper.recipes import REPOSITORY, Cost, batch_options
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
 from experiments.paper.settings import RANDOM, Initialization, RequestError, Settings
 from pretrain.evaluation.fidelity import INCEPTION
-from pretrain.evaluation.picture_sets import SIZE_PX
+from pretrain.evaluation.image_sets import SIZE_PX
 
 SPLITS = ('train', 'val')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')

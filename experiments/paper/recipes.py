@@ -13,7 +13,7 @@ from mmengine.config import Config
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
 from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
 from pretrain.evaluation.fidelity import INCEPTION
-from pretrain.evaluation.picture_sets import NUM_IMAGES, SIZE_PX
+from pretrain.evaluation.image_sets import NUM_IMAGES, SIZE_PX
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

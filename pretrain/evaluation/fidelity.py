@@ -23,7 +23,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from addp_backbone.checkpoint.storage import read_checkpoint
 from pretrain.evaluation import feature_extractors  # noqa: F401  (registers them)
-from pretrain.evaluation.picture_sets import PictureDataset, PictureSet, protocol, protocol_mismatches
+from pretrain.evaluation.image_sets import PictureDataset, PictureSet, protocol, protocol_mismatches
 
 INCEPTION = 'inception-v3-compat'
 INCEPTION_FILE = URL_INCEPTION_V3.rpartition('/')[2]

@@ -14,7 +14,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name, write_png
 from addp_backbone.runtime.processes import process_pool
-from pretrain.evaluation.picture_sets import FORMAT, MANIFEST_FILE, SIZE_PX, checksum_of_names
+from pretrain.evaluation.image_sets import FORMAT, MANIFEST_FILE, SIZE_PX, checksum_of_names
 
 _MAX_NAMES = 10
 _CHUNK = 16

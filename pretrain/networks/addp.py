@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from addp_backbone.files.images import IMAGENET_MEAN, IMAGENET_STD
 from addp_backbone.layers.block import NORM_EPS, Block, PatchEmbed
 from addp_backbone.networks.arch import Arch, get_arch
-from pretrain.networks.decoder import TokenHead, decoder_sequence
-from pretrain.networks.frozen import freeze, frozen_forward, resolve_dtype
-from pretrain.networks.initialization import (
+from pretrain.networks.common import (
     EMBEDDING_STD,
     init_patch_embedding,
     init_position,
     init_position_waves,
     init_transformer,
 )
+from pretrain.networks.decoder import TokenHead, decoder_sequence
+from pretrain.networks.frozen import freeze, frozen_forward, resolve_dtype
 from pretrain.networks.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
 from pretrain.networks.token_predictor import TokenPredictor
 from pretrain.networks.tokenizer import VQGANTokenizer
@@ -70,7 +70,7 @@ class ADDP(nn.Module):
         frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
             None: float32 weights, under the autocast that is around.
         position_waves: Whether positions start from waves
-            (:func:`pretrain.networks.initialization.init_position_waves`); otherwise from random vectors, as published.
+            (:func:`pretrain.networks.common.init_position_waves`); otherwise from random vectors, as published.
             Loading weights overwrites either.
     """
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from addp_backbone.layers.block import NORM_EPS, Block
 from addp_backbone.networks.arch import Arch, get_arch
+from pretrain.networks.common import EMBEDDING_STD, init_position, init_position_waves, init_transformer
 from pretrain.networks.decoder import TokenHead
-from pretrain.networks.initialization import EMBEDDING_STD, init_position, init_position_waves, init_transformer
 from pretrain.networks.losses import LABEL_SMOOTHING, masked_cross_entropy
 from pretrain.networks.mask_schedule import true_places
 from pretrain.networks.vocabulary import Vocabulary
@@ -55,7 +55,7 @@ class TokenPredictor(nn.Module):
         num_codes: Number K of codes.
         dropout: Dropout in embedding and blocks, in force in train mode only.
         position_waves: Whether positions start from waves
-            (:func:`pretrain.networks.initialization.init_position_waves`), which needs a square grid; otherwise from
+            (:func:`pretrain.networks.common.init_position_waves`), which needs a square grid; otherwise from
             random vectors, as published. Loading weights overwrites either.
     """
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch_fidelity import fidelity
 
-from pretrain.evaluation import picture_sets
 from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
+from pretrain.evaluation import image_sets
 from pretrain.evaluation.fidelity import INCEPTION_FILE, find_inception_weights, label, measure
-from pretrain.evaluation.picture_sets import PictureSet, checksum_of_names
+from pretrain.evaluation.image_sets import PictureSet, checksum_of_names
 
 MAIN = runpy.run_path(str(Path(__file__).parents[3] / 'tools' / 'evaluate_generation.py'))['main']
 OFFLINE = ['--feature-extractor', RANDOM_CONVOLUTIONS, '--allow-protocol-mismatch']
@@ -172,11 +172,11 @@ def test_other_numbers_than_the_protocols_are_refused_unless_allowed(generated, 
 
 
 def mismatches_of(generated: Path, reference: Path) -> list[str]:
-    return picture_sets.protocol_mismatches(PictureSet.of_folder(generated), PictureSet.of_folder(reference))
+    return image_sets.protocol_mismatches(PictureSet.of_folder(generated), PictureSet.of_folder(reference))
 
 
 def test_sets_by_the_protocol_have_no_mismatch_and_each_departure_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(picture_sets, 'NUM_IMAGES', 2)
+    monkeypatch.setattr(image_sets, 'NUM_IMAGES', 2)
     good = write_pictures(tmp_path / 'good', 0, 2, 256)
     assert mismatches_of(good, good) == []
     jpeg = write_pictures(tmp_path / 'jpeg', 0, 2, 256, 'jpg')
@@ -195,7 +195,7 @@ def test_sets_by_the_protocol_have_no_mismatch_and_each_departure_is_found(tmp_p
 
 
 def test_a_reference_set_that_differs_from_its_manifest_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(picture_sets, 'NUM_IMAGES', 2)
+    monkeypatch.setattr(image_sets, 'NUM_IMAGES', 2)
     good = write_pictures(tmp_path / 'good', 0, 2, 256)
     manifest = dict(num_images=2, names_sha256=checksum_of_names(['00000.png', '00001.png']))
     (good / 'manifest.json').write_text(json.dumps(manifest))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional as T
 
-from pretrain.evaluation.picture_sets import checksum_of_names
+from pretrain.evaluation.image_sets import checksum_of_names
 from pretrain.evaluation.reference_set import prepare_reference_set
 
 MAIN = runpy.run_path(str(Path(__file__).parents[3] / 'tools' / 'prepare_imagenet_val.py'))['main']
