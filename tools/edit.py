@@ -1,10 +1,10 @@
-"""Draws parts of a picture anew: inpainting, outpainting, variations. Writes before, mask and results side by side.
+"""Draws parts of an image anew: inpainting, outpainting, variations. Writes before, mask and results side by side.
 
-    python tools/edit.py CONFIG CKPT PICTURE --mask mask.png --out edited                 white is drawn anew
-    python tools/edit.py CONFIG CKPT PICTURE --box 60 40 180 160 --out edited             left top right bottom, in pixels
-    python tools/edit.py CONFIG CKPT PICTURE --box 60 40 180 160 --invert --out edited    everything but the box
-    python tools/edit.py CONFIG CKPT PICTURE --outpaint 32 --out edited                   32 px around the shrunk picture
-    python tools/edit.py CONFIG CKPT PICTURE --ratio 0.6 --out edited                     variations: 60 % of the tokens
+    python tools/edit.py CONFIG CKPT IMAGE --mask mask.png --out edited                 white is drawn anew
+    python tools/edit.py CONFIG CKPT IMAGE --box 60 40 180 160 --out edited             left top right bottom, in pixels
+    python tools/edit.py CONFIG CKPT IMAGE --box 60 40 180 160 --invert --out edited    everything but the box
+    python tools/edit.py CONFIG CKPT IMAGE --outpaint 32 --out edited                   32 px around the shrunk image
+    python tools/edit.py CONFIG CKPT IMAGE --ratio 0.6 --out edited                     variations: 60 % of the tokens
 
 CONFIG and CKPT as for tools/generate.py. The tokens that are not masked never change.
 """
@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from addp_backbone.files.images import write_png
-from pretrain.data.figures import grey_out, to_pictures
+from pretrain.data.figures import grey_out, to_pil
 from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
 from pretrain.generation.options import add_model_arguments, read_model, read_sampling
 from pretrain.networks.addp import ADDP
@@ -33,24 +33,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument('picture', type=Path, help='any size; resized by its shorter side and cropped to the centre')
+    parser.add_argument('image', type=Path, help='any size; resized by its shorter side and cropped to the centre')
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument('--mask', type=Path, metavar='M.png', help="of the picture's size; white is drawn anew")
+    where.add_argument('--mask', type=Path, metavar='M.png', help="of the image's size; white is drawn anew")
     where.add_argument(
         '--box',
         type=float,
         nargs=4,
         action='append',
         metavar=('LEFT', 'TOP', 'RIGHT', 'BOTTOM'),
-        help='drawn anew, in pixels of the picture; may be repeated',
+        help='drawn anew, in pixels of the image; may be repeated',
     )
-    where.add_argument('--outpaint', type=int, metavar='PX', help='shrink the picture and draw a border this wide')
+    where.add_argument('--outpaint', type=int, metavar='PX', help='shrink the image and draw a border this wide')
     where.add_argument(
         '--ratio', type=float, metavar='R', help='draw this share of the tokens anew, each result its own'
     )
     parser.add_argument('--invert', action='store_true', help='with --mask and --box: draw everything else anew')
     parser.add_argument(
-        '--paste', action='store_true', help="put the picture's own pixels back where nothing was drawn anew"
+        '--paste', action='store_true', help="put the image's own pixels back where nothing was drawn anew"
     )
     parser.add_argument('--num-results', type=int, default=4, metavar='N', help='default: %(default)s')
     args = parser.parse_args(argv)
@@ -60,15 +60,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_task(args: argparse.Namespace, model: ADDP) -> tuple[Image.Image, Tensor | float]:
-    """The picture at the model's size, and its mask or the ratio."""
-    picture = Image.open(args.picture).convert('RGB')
+    """The image at the model's size, and its mask or the ratio."""
+    image = Image.open(args.image).convert('RGB')
     if args.outpaint is not None:
-        return shrink(picture, args.outpaint, model)
-    fitted = fit(picture, model.img_size)
+        return shrink(image, args.outpaint, model)
+    fitted = fit(image, model.img_size)
     if args.ratio is not None:
         return fitted, args.ratio
-    mask = Image.open(args.mask) if args.mask else mask_of_boxes(args.box, picture.size)
-    return fitted, tokens_of_mask(mask, picture.size, model, args.invert)
+    mask = Image.open(args.mask) if args.mask else mask_of_boxes(args.box, image.size)
+    return fitted, tokens_of_mask(mask, image.size, model, args.invert)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,16 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         model = read_model(args)
-        picture, mask = read_task(args, model)
+        image, mask = read_task(args, model)
         model.to('cuda' if torch.cuda.is_available() else 'cpu')
         with precision(model, args.precision):
-            done = edit(model, picture, mask, args.num_results, args.seed, read_sampling(args), args.paste)
+            done = edit(model, image, mask, args.num_results, args.seed, read_sampling(args), args.paste)
     except (ValueError, OSError, UnidentifiedImageError) as error:  # CheckpointError and LaunchError are ValueErrors
         print(f'edit: {error}', file=sys.stderr)
         return 1
-    write_png(picture, args.out / 'before.png')
+    write_png(image, args.out / 'before.png')
     for index, (result, masked) in enumerate(
-        zip(to_pictures(done.results), to_pictures(grey_out(done.before, done.mask)), strict=True)
+        zip(to_pil(done.results), to_pil(grey_out(done.before, done.mask)), strict=True)
     ):
         write_png(result, args.out / f'result_{index:02d}.png')
         write_png(masked, args.out / f'mask_{index:02d}.png')

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from addp_backbone.files.atomic import replace_file
 from pretrain.evaluation.fidelity import INCEPTION, METRICS, measure
-from pretrain.evaluation.image_sets import PictureSet
+from pretrain.evaluation.image_sets import ImageSet
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         result = measure(
-            PictureSet.of_folder(args.generated),
-            PictureSet.of_folder(args.reference),
+            ImageSet.of_folder(args.generated),
+            ImageSet.of_folder(args.reference),
             args.feature_extractor,
             args.inception_weights,
             args.metrics,

@@ -28,8 +28,8 @@ from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.launch import load_config
 from pretrain.networks.mask_schedule import masks_at_ratio
 from pretrain.training.encoder_use import EncoderUse, measure_encoder_use
+from pretrain.training.hooks import pick_images
 from pretrain.training.models import ADDPPretraining
-from pretrain.training.picture_hook import pick_images
 from pretrain.weights.generator import require_addp
 
 BATCH_SIZE = 32

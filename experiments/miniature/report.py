@@ -51,7 +51,7 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
         token_predictor='Token predictor: masked image and most likely tokens',
         addp='ADDP: input, mask, noisy image and prediction',
     )
-    parts += [_figure(_last(work / name / 'pictures'), caption) for name, caption in captions.items()]
+    parts += [_figure(_last(work / name / 'figures'), caption) for name, caption in captions.items()]
     parts += [
         '<h2>Generated images</h2>',
         _figure(work / 'samples/grid.png', 'Drawn without any input', 420),

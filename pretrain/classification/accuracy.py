@@ -15,14 +15,14 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class TopKAccuracy(BaseMetric):
-    """The share of images whose true class is among the k most probable ones, in percent: ``top1``, ``top5``.
+    """The percentage of images whose true class is among the k most probable ones: ``top1``, ``top5``.
 
-    With several processes samplers repeat images to give each the same number; an image counts once, by its place in
-    the data set. A k that is not less than the number of classes says nothing and is left out.
+    With several processes samplers repeat images to give each process the same number; an image is counted once, by its
+    index in the data set. A k that is not less than the number of classes is meaningless and left out.
 
     Args:
-        topk: The values of k.
-        prefix: Put before the names, with a slash.
+        topk: Values of k, each at least 1.
+        prefix: Prefix of the metric names, before a slash; None for 'accuracy'.
     """
 
     default_prefix = 'accuracy'
@@ -30,15 +30,15 @@ class TopKAccuracy(BaseMetric):
     def __init__(self, topk: Sequence[int] = (1, 5), prefix: str | None = None) -> None:
         super().__init__(prefix=prefix)
         if not topk or min(topk) < 1:
-            raise ValueError(f'topk must be numbers from 1, got {tuple(topk)}')
+            raise ValueError(f'topk must be at least 1, got {tuple(topk)}')
         self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Notes each image's place, the rank of its true class (0 = most probable) and the number of classes.
+        """Records each image's index, the rank of its true class (0 = most probable) and the number of classes.
 
         Args:
-            data_batch: Unused.
-            data_samples: With ``sample_idx``, ``gt_label`` ((1,) int64) and ``pred_scores`` ((K,) float).
+            data_batch: Unused; part of mmengine's interface.
+            data_samples: Predictions with ``sample_idx``, ``gt_label`` ((1,) int64) and ``pred_scores`` ((K,) float).
         """
         for sample in data_samples:
             if 'gt_label' not in sample:
@@ -51,31 +51,31 @@ class TopKAccuracy(BaseMetric):
                     'train and val data disagree, or model.num_classes is wrong'
                 )
             order = scores.argsort(descending=True, stable=True)
-            # Scores that are no numbers have no order: such an image is wrong.
+            # Scores that are not finite have no order: such an image counts as wrong.
             rank = int((order == label).nonzero()) if bool(torch.isfinite(scores).all()) else len(scores)
             self.results.append((int(sample['sample_idx']), rank, len(scores)))
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gathers from all processes; the same result in each.
+        """Gathers the records of all processes; every process gets the same result.
 
         Args:
-            size: Number of images of the data set.
+            size: Number of images in the data set.
 
         Raises:
-            RuntimeError: If not exactly the images of the data set were classified.
+            RuntimeError: If images of the data set were left out.
         """
         gathered = {result[0]: result for part in all_gather_object(self.results) for result in part}
         self.results.clear()
         if len(gathered) != size:
             raise RuntimeError(
-                f'{len(gathered)} different images were classified, but the data set has {size}: the sampler of val_dataloader '
-                "and test_dataloader must give each one, as dict(type='DefaultSampler', shuffle=False) does"
+                f'{len(gathered)} different images were classified, but the data set has {size}: the sampler of '
+                "val_dataloader and test_dataloader must give each one, as dict(type='DefaultSampler', shuffle=False) does"
             )
         metrics = self.compute_metrics(list(gathered.values()))
         return {f'{self.prefix}/{name}' if self.prefix else name: value for name, value in metrics.items()}
 
     def compute_metrics(self, results: list[tuple[int, int, int]]) -> dict[str, float]:
-        """Percentages from (place, rank of the true class, number of classes) of all images."""
+        """Percentages from (index, rank of the true class, number of classes) of all images."""
         ranks = np.array([rank for _, rank, _ in results])
         num_classes = results[0][2]
         metrics = {f'top{k}': round(100 * float((ranks < k).mean()), 4) for k in self.topk if k < num_classes}

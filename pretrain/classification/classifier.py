@@ -1,8 +1,8 @@
 """Image classification on a pre-trained ViT: fine-tuning, or a linear probe on the frozen trunk.
 
-Road of an image: patch embedding -> + positions, cls token in front -> (tokenizer_norm) -> blocks -> (norm) -> mean of
-the patch tokens -> LayerNorm or BatchNorm -> linear layer -> logits. The cls token takes part in attention and is left
-out of the mean, as in the published fine-tuning.
+Path of an image: patch embedding -> + positions, cls token first -> (tokenizer_norm) -> blocks -> (norm) -> mean of the
+patch tokens -> LayerNorm or BatchNorm -> linear layer -> logits. The cls token takes part in attention but not in the
+mean, as in the published fine-tuning.
 
 Shapes: B images, N patch tokens, C width, K classes.
 """
@@ -26,15 +26,15 @@ from addp_backbone.checkpoint.matching import listed, match_tensors
 from addp_backbone.layers.block import NORM_EPS
 from addp_backbone.networks.arch import Arch
 from addp_backbone.networks.vit import INIT_STD, ADDPViT
-from pretrain.classification import accuracy  # noqa: F401  (registers them)
+from pretrain.classification import accuracy  # noqa: F401  (registers it)
 from pretrain.data import image_folder, labelled  # noqa: F401  (registers them)
 from pretrain.data.transforms import ImageSample
-from pretrain.training import averaging, buffer_sharing, epoch_loop, hooks, optimizers  # noqa: F401  (registers them)
+from pretrain.training import epoch_loop, hooks, optimizers  # noqa: F401  (registers them)
 
 FC_NORM_EPS = 1e-5  # published fine-tuning
 BATCH_NORM_EPS = 1e-6  # MAE's linear probe
 _MAY_BE_LEFT_OUT = ('norm.', 'tokenizer_norm.')  # tensors of a file that the config may do without
-FINE_TUNING_STD, LINEAR_PROBE_STD = 2e-5, 0.01  # of the last layer's initial weights (MAE)
+FINE_TUNING_STD, LINEAR_PROBE_STD = 2e-5, 0.01  # of the initial weights of the last layer (MAE)
 
 
 @MODELS.register_module()
@@ -43,17 +43,17 @@ class ClassifierViT(ADDPViT):
 
     Args:
         arch: 'tiny', 'base', 'large' or ``dict(width=, depth=, num_heads=)``.
-        img_size: Side of the images, in pixels; ``pos_embed`` has this grid. A file's positions are resized to it on
-            loading, those of inputs of another size in each forward.
+        img_size: Side of the images, in pixels; ``pos_embed`` has this grid. Position embeddings of a file are resized
+            to it on loading, and in each forward pass for inputs of another size.
         patch_size: Side of a patch, in pixels.
-        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
-        tokenizer_norm: Whether ADDP's LayerNorm in front of the blocks is kept: not in the published fine-tuning, but
-            in a probe.
-        final_norm: Whether the encoder's ``norm`` behind the blocks is kept: in a probe, as in pre-training.
-        out_index: Block whose output is used; a negative one counts from the end. Later blocks are not run.
+        drop_path_rate: Stochastic depth rate of the last block; grows linearly from 0 at the first.
+        tokenizer_norm: Whether to keep ADDP's LayerNorm before the blocks: probes keep it, the published fine-tuning
+            does not.
+        final_norm: Whether to keep the encoder's ``norm`` after the blocks, as in pre-training: probes keep it.
+        out_index: Index of the block whose output is used; negative ones count from the end. Later blocks are not run.
         with_cp: Activation checkpointing, see :class:`ADDPViT`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``. FILE is a checkpoint of ADDP, MAE, MAGE or timm, or what
-            ``tools/convert_checkpoint.py --for classifier`` makes of it; it is read without executing anything in it.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``. FILE is a checkpoint of ADDP, MAE, MAGE or timm, or the
+            output of ``tools/convert_checkpoint.py --for classifier``; nothing in it is executed.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class ClassifierViT(ADDPViT):
             nn.init.trunc_normal_(embedding, std=INIT_STD)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
-        """Computes the tokens.
+        """Encodes images.
 
         Args:
             images: (B, 3, H, W) float, normalised; H and W multiples of the patch size.
 
         Returns:
-            (B, 1 + N, C), cls first.
+            The tokens (B, 1 + N, C), cls first.
         """
         x = self.patch_embed(images)  # (B, H, W, C)
         grid = x.shape[1], x.shape[2]
@@ -111,17 +111,17 @@ class ClassifierViT(ADDPViT):
         return x if self.norm is None else self.norm(x)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """As :meth:`ADDPViT.get_layer_depth`, with the cls token in layer 0."""
+        """Like :meth:`ADDPViT.get_layer_depth`, with the cls token in layer 0."""
         if param_name == f'{prefix}cls_token':
             return 0, len(self.blocks) + 2
         return super().get_layer_depth(param_name, prefix)
 
     def init_weights(self) -> None:
-        """Loads ``init_cfg``'s file; without one the constructor's random weights stay.
+        """Loads the file of ``init_cfg``; without one the random weights of the constructor stay.
 
         Raises:
-            CheckpointError: If the file is missing, unreadable or not explained to the last tensor, or does not hold
-                every tensor of this network in its shape.
+            CheckpointError: If the file is missing or unreadable, has tensors of unknown purpose, or lacks a tensor of
+                this network or its shape.
         """
         if self.init_cfg is None or self.init_cfg.get('type') != 'Pretrained':
             super().init_weights()
@@ -147,8 +147,8 @@ class ClassifierViT(ADDPViT):
         self.load_state_dict({name: report.state_dict[name] for name in own})
         notes = [*report.notes, *(f'{name} is left out, as the config says' for name in surplus)]
         print_log(
-            f'{type(self).__name__}: all {len(own)} tensors from {path} (format {report.format}); {len(report.dropped)} of the file '
-            f'have no place in it{"".join(f"; {note}" for note in notes)}',
+            f'{type(self).__name__}: all {len(own)} tensors from {path} (format {report.format}); {len(report.dropped)} of '
+            f'the file are not used{"".join(f"; {note}" for note in notes)}',
             logger='current',
         )
         self._is_init = True
@@ -172,15 +172,16 @@ class ImageClassifier(BaseModel):
 
     Args:
         backbone: Config of :class:`ClassifierViT`.
-        num_classes: Number of classes. None is settled from the training data by the tools before the model is built.
-        linear_probe: False: fine-tuning, everything is trained, with a new LayerNorm ``fc_norm`` behind the mean. True:
-            the backbone is frozen, in eval mode and run without gradients; behind the mean stands a BatchNorm without
-            weights (MAE).
-        label_smoothing: In [0, 1).
-        data_preprocessor: Config, see :class:`pretrain.data.labelled.ClassificationPreprocessor`.
+        num_classes: Number of classes, at least 2. The tools replace None by the number of the training data before the
+            model is built.
+        linear_probe: False: fine-tuning, everything is trained, with a new LayerNorm ``fc_norm`` after the mean. True:
+            the backbone is frozen, in eval mode and run without gradients; a BatchNorm without weights follows the mean
+            (MAE).
+        label_smoothing: Label smoothing of the loss, in [0, 1).
+        data_preprocessor: Config of the preprocessor, see :class:`pretrain.data.labelled.ClassificationPreprocessor`.
 
     Raises:
-        ValueError: If an option is out of range, or blocks would be trained that the output does not depend on.
+        ValueError: If an option is out of range, or the output would not depend on all trained blocks.
     """
 
     def __init__(
@@ -194,11 +195,11 @@ class ImageClassifier(BaseModel):
         super().__init__(data_preprocessor)
         if num_classes is None or num_classes < 2:
             raise ValueError(
-                f'num_classes is {num_classes}, wanted 2 or more; the tools take it from the training data where the config says '
-                'None, elsewhere set model.num_classes'
+                f'num_classes is {num_classes}, wanted 2 or more; the tools replace None by the number of classes of the '
+                'training data, elsewhere set model.num_classes'
             )
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f'label_smoothing lies in [0, 1), got {label_smoothing}')
+            raise ValueError(f'label_smoothing must lie in [0, 1), got {label_smoothing}')
         if isinstance(self.data_preprocessor, labelled.ClassificationPreprocessor):
             self.data_preprocessor.num_classes = num_classes
         self.backbone: ClassifierViT = MODELS.build(backbone)
@@ -214,8 +215,8 @@ class ImageClassifier(BaseModel):
             norm: dict[str, nn.Module] = dict(batch_norm=nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, affine=False))
         elif self.backbone.out_indices[-1] != self.backbone.arch.depth - 1:
             raise ValueError(
-                f'out_index={self.backbone.out_indices[-1]} is for linear_probe=True: in fine-tuning the blocks behind it would '
-                'never be trained. Give a shallower arch to fine-tune part of the network'
+                f'out_index={self.backbone.out_indices[-1]} is for linear_probe=True: in fine-tuning the blocks after it '
+                'would never be trained. Give a shallower arch to fine-tune part of the network'
             )
         else:
             norm = dict(fc_norm=nn.LayerNorm(width, eps=FC_NORM_EPS))
@@ -231,18 +232,17 @@ class ImageClassifier(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: list[ImageSample] | None = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[ImageSample]:
-        """Classifies.
+        """Computes logits, the loss or predictions.
 
         Args:
             inputs: (B, 3, H, W) float, normalised.
-            data_samples: One for each image. 'loss' needs ``gt_label`` ((1,) int64) or, after mixing, ``gt_scores``
+            data_samples: One per image, with metadata. 'loss' needs ``gt_label`` ((1,) int64) or, after mixing, ``gt_scores``
                 ((K,), sum 1).
             mode: 'tensor', 'loss' or 'predict'.
 
         Returns:
-            'tensor': logits (B, K). 'loss': ``dict(loss=scalar)``. 'predict': the samples with ``pred_scores``, the
-                classes'
-            probabilities ((K,) float32).
+            'tensor': logits (B, K). 'loss': ``dict(loss=scalar)``. 'predict': the samples with ``pred_scores`` ((K,)
+            float32), the probabilities of the classes.
 
         Raises:
             ValueError: If the mode is another one, or labels are missing or outside of the classes.
@@ -260,7 +260,7 @@ class ImageClassifier(BaseModel):
         return samples
 
     def classify(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images (B, 3, H, W)."""
+        """Computes logits (B, K) of normalised images (B, 3, H, W)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.linear_probe):
             tokens = self.backbone(images)  # (B, 1 + N, C)
             pooled = tokens[:, 1:].mean(dim=1)  # (B, C)
@@ -270,7 +270,7 @@ class ImageClassifier(BaseModel):
         """Cross entropy with label smoothing, in float32, as a scalar.
 
         Args:
-            logits: (B, K).
+            logits: (B, K) float.
             targets: Labels (B,) int64, or probabilities (B, K).
         """
         with torch.autocast(logits.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Few-shot classification: training on k images a class, again for each of several random choices of them; mean and spread.
+"""Few-shot classification: training on k images per class, once for each of several random subsets; mean and spread.
 
 ``tools/few_shot.py`` is the command. Every run is a run of ``tools/train.py`` and ``tools/test.py``, on all of the test
 data.
@@ -27,33 +27,34 @@ RESULT_FILE = 'few_shot.json'
 def run_few_shot(
     cfg: Config, config_file: str, work_dir: Path, num_processes: int = 1, options: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Trains and tests once for each seed; started again, it goes on where it was cut.
+    """Trains and tests once for each seed; an interrupted call can be repeated and resumes.
 
     Args:
-        cfg: The config, for its ``few_shot=dict(images_per_class=, seeds=)``.
-        config_file: Its file.
-        work_dir: Gets a folder a seed, and ``few_shot.json``. One folder is for one set of options.
-        num_processes: Processes a run.
+        cfg: The config, with ``few_shot=dict(images_per_class=, seeds=)``.
+        config_file: The file of the config.
+        work_dir: Folder for one folder per seed and ``few_shot.json``. Use another folder for other options.
+        num_processes: Number of processes per run.
         options: ``--cfg-options`` of every run.
 
     Returns:
-        ``images_per_class``, and for each metric its ``values`` (by seed), ``mean`` and ``std`` (of a sample; 0 for one
-        seed).
+        A dict of ``images_per_class`` and, for each metric, its ``values`` (by seed), ``mean`` and ``std`` (of the
+        sample; 0 for one seed).
 
     Raises:
-        LaunchError: If the config says no ``few_shot``, or a run fails.
+        LaunchError: If the config has no ``few_shot``, or a run fails.
     """
     settings = cfg.get('few_shot') or {}
     if set(settings) != {'images_per_class', 'seeds'} or not settings['seeds']:
         raise LaunchError(
-            f'the config has few_shot={dict(settings) or None}, wanted few_shot=dict(images_per_class=10, seeds=(0, 1, 2))'
+            f'the config has few_shot={dict(settings) or None}, wanted few_shot=dict(images_per_class=10, '
+            'seeds=(0, 1, 2))'
         )
     metrics = {}
     for seed in settings['seeds']:
-        place = work_dir / f'images_{settings["images_per_class"]}' / f'seed_{seed}'
+        run_dir = work_dir / f'images_{settings["images_per_class"]}' / f'seed_{seed}'
         metrics[seed] = _train_and_test(
             config_file,
-            place,
+            run_dir,
             num_processes,
             [
                 *options,
@@ -71,7 +72,7 @@ def summarise(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str,
     """Mean and standard deviation over seeds.
 
     Args:
-        metrics: Seed -> metric -> value; the same metrics for each seed.
+        metrics: Maps seeds to metrics, and metrics to values; the same metrics for each seed.
     """
     names = next(iter(metrics.values()))
     return {
@@ -84,13 +85,13 @@ def summarise(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str,
     }
 
 
-def _train_and_test(config_file: str, place: Path, num_processes: int, options: Sequence[str]) -> dict[str, float]:
-    words = ['--work-dir', str(place), '--cfg-options', *options]
+def _train_and_test(config_file: str, run_dir: Path, num_processes: int, options: Sequence[str]) -> dict[str, float]:
+    words = ['--work-dir', str(run_dir), '--cfg-options', *options]
     _run('train', [config_file], num_processes, ['--resume', *words])
-    checkpoint = find_latest_checkpoint(place)
+    checkpoint = find_latest_checkpoint(run_dir)
     if checkpoint is None:
-        raise LaunchError(f'training left no checkpoint in {place}; see its log')
-    result = place / 'metrics.json'
+        raise LaunchError(f'training left no checkpoint in {run_dir}; see its log')
+    result = run_dir / 'metrics.json'
     _run('test', [config_file, str(checkpoint)], num_processes, ['--out', str(result), *words])
     return json.loads(result.read_text(encoding='utf-8'))
 

@@ -13,5 +13,5 @@ model = dict(
     init_cfg=dict(tokenizer='work_dirs/tokenizer_tiny'),
 )
 
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500), picture=dict(interval=200))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500), figure=dict(interval=200))
 log_processor = dict(window_size=20)

@@ -23,7 +23,7 @@ optim_wrapper = dict(optimizer=dict(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=500),
-    picture=dict(interval=200),
+    figure=dict(interval=200),
     revive_codes=dict(type='ReviveCodesHook', interval=10, stop_after_iters=450),
 )
 log_processor = dict(window_size=20)

@@ -1,1 +1,1 @@
-"""Images for pre-training and classification, and the pictures that people look at."""
+"""Images for pre-training and classification, and the figures that people look at."""

@@ -35,7 +35,7 @@ from pretrain.data.image_list import (
     read_classes,
 )
 
-# What PIL raises on files that are cut, damaged, too large, or no images.
+# What PIL raises for files that are truncated, damaged, too large, or not images.
 DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -50,28 +50,28 @@ DECODING_ERRORS = (
 
 @DATASETS.register_module()
 class ImageFolderDataset(Dataset):
-    """Images, decoded where they are asked for (in the worker processes), with labels if wanted.
+    """Images, decoded on access (in the worker processes), with or without labels.
 
-    A training image that cannot be read is reported once, by name and reason, and the next readable one (in the data
-    set's order) stands in for it, so that a resumed run sees the same. Too many of them stop the run.
+    A training image that cannot be read is reported once, by name and reason, and replaced by the next readable one in
+    the order of the data set, so that a resumed run sees the same images. Too many of them stop the run.
 
     Args:
         data_root: Folder of the data.
         data_prefix: Folder within ``data_root`` that holds the images.
-        ann_file: List of images, relative to ``data_root`` (see :func:`pretrain.data.image_list.list_file`); ''
-            searches the folder.
-        labels: Whether images have classes: those of the list, or the first level of folders. False: every image at any
-            depth.
-        classes: Class names in the order of their labels, or a text file with one a line; None takes them from the
+        ann_file: File that lists the images, relative to ``data_root`` (see
+            :func:`pretrain.data.image_list.list_file`); '' searches the folder.
+        labels: Whether images have classes, from the list or from the first level of folders. False takes every image
+            at any depth.
+        classes: Class names in the order of their labels, or a text file with one per line; None takes them from the
             data.
         pipeline: Transforms (configs or callables). They get ``img`` (PIL, RGB), ``img_path``, ``sample_idx`` and, with
             labels, ``gt_label`` (int).
-        max_unreadable: So many unreadable images are skipped; one more stops the run.
-        test_mode: An unreadable image stops the run at once, as a measurement must not exchange images.
+        max_unreadable: Number of unreadable images that are replaced; one more stops the run.
+        test_mode: Whether an unreadable image stops the run at once, because a measurement must not replace images.
 
     Raises:
-        LaunchError: If there are no images, or classes and data do not fit (here); too many are unreadable (on
-            reading).
+        LaunchError: If there are no images or classes and data do not fit; on access, if too many images are
+            unreadable.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class ImageFolderDataset(Dataset):
         super().__init__()
         root = Path(data_root).expanduser()
         self.folder = root / data_prefix
-        for place, option in ((self.folder, 'data_root and data_prefix'), (root / ann_file, 'ann_file')):
-            if not place.exists():
+        for path, option in ((self.folder, 'data_root and data_prefix'), (root / ann_file, 'ann_file')):
+            if not path.exists():
                 raise LaunchError(
-                    f'{place.absolute()} does not exist: put the data there, or change {option} of the data set'
+                    f'{path.absolute()} does not exist: put the data there, or change {option} of the data set'
                 )
         names = read_classes(classes, root)
         listed = _list_images(self.folder, root / ann_file if ann_file else None, labels, names)
@@ -101,7 +101,7 @@ class ImageFolderDataset(Dataset):
         self.pipeline = Compose(list(pipeline))
         self.max_unreadable = max_unreadable
         self.test_mode = test_mode
-        # One byte an image, shared by all workers, so that each file is reported once and the limit counts all of them.
+        # One byte per image, shared by all workers: each file is reported once, and the limit holds for all together.
         self._unreadable = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
         print_log(
             f'{self.folder}: {len(self)} images'
@@ -115,48 +115,49 @@ class ImageFolderDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Reads an image, or the next readable one, and runs the pipeline."""
         for offset in range(len(self)):
-            place = (int(index) + offset) % len(self)
-            image = None if self._unreadable[place] else self._read(place)
+            candidate = (int(index) + offset) % len(self)
+            image = None if self._unreadable[candidate] else self._read(candidate)
             if image is not None:
-                results = dict(img=image, img_path=str(self.folder / self.paths[place]), sample_idx=index)
+                results = dict(img=image, img_path=str(self.folder / self.paths[candidate]), sample_idx=index)
                 if self.labels is not None:
-                    results['gt_label'] = int(self.labels[place])
+                    results['gt_label'] = int(self.labels[candidate])
                 return self.pipeline(results)
         raise LaunchError(f'none of the {len(self)} images of {self.folder} can be read')
 
-    def _read(self, place: int) -> Image.Image | None:
+    def _read(self, index: int) -> Image.Image | None:
         """Decodes an image; reports it and returns None if that fails."""
-        path = self.folder / self.paths[place]
+        path = self.folder / self.paths[index]
         try:
             return read_image(path)
         except DECODING_ERRORS as error:
             if self.test_mode:
                 raise LaunchError(
-                    f'{path} cannot be read ({_reason(error)}): a test set needs every image; mend the file or take it out'
+                    f'{path} cannot be read ({_reason(error)}): a test set needs every image; repair the file or remove it'
                 ) from error
-            self._unreadable[place] = 1
+            self._unreadable[index] = 1
             count = int(self._unreadable.sum())
-            # Errors are what the loggers of all processes show.
+            # As an error, because loggers of all processes show errors.
             print_log(
-                f'{path} cannot be read ({_reason(error)}); the next image stands in for it ({count} unreadable so far, at most '
-                f'{self.max_unreadable} are skipped)',
+                f'{path} cannot be read ({_reason(error)}); the next image replaces it ({count} unreadable so far, at '
+                f'most {self.max_unreadable} are replaced)',
                 logger='current',
                 level=logging.ERROR,
             )
             if count > self.max_unreadable:
                 raise LaunchError(
-                    f'{count} of the {len(self)} images of {self.folder} cannot be read, the last {path} ({_reason(error)}); '
-                    f'more than max_unreadable={self.max_unreadable}. Their names are in the log: mend or remove them, or '
-                    'raise train_dataloader.dataset.max_unreadable'
+                    f'{count} of the {len(self)} images of {self.folder} cannot be read, the last {path} '
+                    f'({_reason(error)}); more than max_unreadable={self.max_unreadable}. Their names are in the log: '
+                    'repair or remove them, or raise train_dataloader.dataset.max_unreadable'
                 ) from error
             return None
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decodes an image file as RGB, 8 bits a channel; 16-bit greyscale is scaled down, where PIL alone would saturate.
+    """Decodes an image file as RGB with 8 bits per channel; 16-bit greyscale is scaled down (PIL alone would saturate).
 
     Raises:
-        OSError: If it is missing, cut or no image; damaged files raise others of :data:`DECODING_ERRORS`.
+        OSError: If the file is missing, truncated or not an image; damaged files raise others of
+            :data:`DECODING_ERRORS`.
     """
     with Image.open(path) as image:
         if image.mode.startswith('I;16'):

@@ -1,4 +1,4 @@
-"""Finding images on disk: class folders, lists of files, or any folder; and keeping a million paths in little memory."""
+"""Finds images on disk (class folders, lists of files, or any folder) and keeps a million paths in little memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MAX_SHOWN = 5
 class PathTable:
     """An immutable list of paths in two numpy arrays.
 
-    Worker processes are forks: they share these arrays, whereas every object of a list of strings would be copied as
-    soon as its reference count is touched.
+    Worker processes are forks: they share these arrays, whereas every string of a list would be copied to each of them
+    as soon as its reference count changes.
 
     Args:
-        paths: The paths.
+        paths: Paths of any kind; they are stored as bytes.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class ImageList(NamedTuple):
     """Images with or without classes.
 
     Attributes:
-        paths: Paths, relative to the folder that was searched.
+        paths: Paths relative to the folder that was searched.
         labels: (N,) int64 indices into ``classes``, or None.
         classes: Class names in the order of the labels, or None.
     """
@@ -63,10 +63,7 @@ def list_folder(folder: Path) -> ImageList:
     """
     paths = list(_walk(folder))
     if not paths:
-        raise LaunchError(
-            f'{folder} holds no image, neither itself nor in a folder below; wanted files that end in '
-            f'{", ".join(IMAGE_ENDINGS)}'
-        )
+        raise LaunchError(f'{folder} holds no image at any depth; wanted files that end in {", ".join(IMAGE_ENDINGS)}')
     return ImageList(paths, None, None)
 
 
@@ -83,13 +80,13 @@ def list_class_folders(folder: Path, classes: Sequence[str] | None = None) -> Im
     found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
     if not found:
         raise LaunchError(
-            f'{folder} has no folders, wanted one per class (folder/<class>/<image>). For a list of files set ann_file; for '
-            'images without classes set labels=False'
+            f'{folder} has no folders, wanted one per class (folder/<class>/<image>). For a list of files set ann_file; '
+            'for images without classes set labels=False'
         )
     names = tuple(classes or found)
     if set(names) != set(found):
         raise LaunchError(
-            f'{folder}: the class folders are not those of `classes`. Without a folder: {_some(set(names) - set(found))}. '
+            f'{folder}: the class folders differ from `classes`. Without a folder: {_some(set(names) - set(found))}. '
             f'Not in `classes`: {_some(set(found) - set(names))}'
         )
     paths: list[str] = []
@@ -104,10 +101,10 @@ def list_class_folders(folder: Path, classes: Sequence[str] | None = None) -> Im
 
 
 def list_file(ann_file: Path, with_labels: bool, classes: Sequence[str] | None = None) -> ImageList:
-    """Reads a list like ImageNet's ``meta/train.txt``: a path per line, with labels ``path label`` (the label a number from 0).
+    """Reads a list like ImageNet's ``meta/train.txt``: one ``path`` or ``path label`` per line, labels from 0.
 
     Args:
-        ann_file: The list; empty lines are passed over.
+        ann_file: The list; empty lines are ignored.
         with_labels: Whether lines end in a label.
         classes: Class names; None names the classes by their numbers.
 
@@ -130,8 +127,8 @@ def list_file(ann_file: Path, with_labels: bool, classes: Sequence[str] | None =
             )
         if with_labels and classes is not None and int(label) >= len(classes):
             raise LaunchError(
-                f'{ann_file}, line {number}: label {label}, but there are {len(classes)} classes (0..{len(classes) - 1}): '
-                f'{_some(classes)}'
+                f'{ann_file}, line {number}: label {label}, but there are {len(classes)} classes '
+                f'(0..{len(classes) - 1}): {_some(classes)}'
             )
         paths.append(path)
         labels.append(int(label or 0))
@@ -174,27 +171,28 @@ def check_same_classes(train: Sequence[str] | None, val: Sequence[str] | None) -
         return
     only_train, only_val = set(train) - set(val), set(val) - set(train)
     if not only_train and not only_val:
-        place = next(i for i, (a, b) in enumerate(zip(train, val, strict=True)) if a != b)
+        first = next(i for i, (a, b) in enumerate(zip(train, val, strict=True)) if a != b)
         raise LaunchError(
-            f'train and val have the same {len(train)} classes in different orders: class {place} is {train[place]!r} in '
-            f'train and {val[place]!r} in val. Give both the same `classes`'
+            f'train and val have the same {len(train)} classes in different orders: class {first} is {train[first]!r} in '
+            f'train and {val[first]!r} in val. Give both the same `classes`'
         )
     raise LaunchError(
-        f'train has {len(train)} classes, val {len(val)}. Only in train: {_some(only_train)}. Only in val: {_some(only_val)}. '
+        f'train has {len(train)} classes, val {len(val)}. Only in train: {_some(only_train)}. '
+        f'Only in val: {_some(only_val)}. '
         'Add or remove class folders, or give both data sets the same `classes`'
     )
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yields images below ``folder`` relative to it; follows links, but enters no folder twice; leaves hidden files out."""
+    """Yields paths of images relative to ``folder``; follows links, enters no folder twice, skips hidden files."""
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
+    for current, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith('.'))
         if real in seen:
             continue
         seen.add(real)
-        inner = os.path.relpath(place, folder)
+        inner = os.path.relpath(current, folder)
         for name in sorted(files):
             if is_image_name(name) and not name.startswith('.'):
                 yield name if inner == '.' else f'{inner}/{name}'

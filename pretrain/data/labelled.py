@@ -1,4 +1,4 @@
-"""What classification needs of its data beyond :mod:`pretrain.data.image_folder`: few-shot subsets, RandAugment, random erasing, mixup and cutmix.
+"""Data of classification: few-shot subsets, random erasing, mixup and cutmix, and the classes of a config's data.
 
 Random draws come from ``random``, numpy's and torch's global generators; ``SeedAugmentation`` seeds them for each
 sample and ``SeedEachIteration`` for each batch.
@@ -15,13 +15,9 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import ImgDataPreprocessor
-from mmengine.registry import DATASETS, MODELS, TRANSFORMS
-from PIL import Image
-from timm.data.auto_augment import RandAugment, rand_augment_transform
-from timm.data.auto_augment import posterize as timm_posterize
+from mmengine.registry import DATASETS, MODELS
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 
 from addp_backbone.files.images import PIXEL_MEAN, PIXEL_STD
@@ -30,17 +26,21 @@ from pretrain.data.image_folder import ImageFolderDataset
 from pretrain.data.image_list import PathTable, check_same_classes, list_class_folders, list_file, read_classes
 from pretrain.data.transforms import ImageSample
 
-TRANSLATE_SHARE = 0.45  # of the image's side: RandAugment's largest shift (timm)
-
 
 @DATASETS.register_module()
 class ClassificationDataset(ImageFolderDataset):
-    """Labelled images, all of them or a random few of each class.
+    """Labelled images, all of them or a few random ones per class.
 
     Args:
-        images_per_class: Number of images a class (few-shot); None takes all.
-        subset_seed: Which few.
-        data_root: This and the others: see :class:`pretrain.data.image_folder.ImageFolderDataset`.
+        data_root: Folder of the data.
+        data_prefix: As in :class:`pretrain.data.image_folder.ImageFolderDataset`, and so are the next five arguments.
+        ann_file: File that lists images and labels; '' takes the first level of folders as classes.
+        classes: Class names in the order of their labels, or a text file with one per line.
+        pipeline: Transforms (configs or callables).
+        max_unreadable: Number of unreadable images that are replaced.
+        test_mode: Whether an unreadable image stops the run at once.
+        images_per_class: Number of images per class (few-shot); None takes all.
+        subset_seed: Seed of the draw of these images.
 
     Raises:
         LaunchError: If a class has fewer images.
@@ -78,8 +78,8 @@ def choose_few(labels: np.ndarray, classes: Sequence[str], images_per_class: int
     Args:
         labels: (N,) int64.
         classes: Names in the order of the labels.
-        images_per_class: How many of each; at least 1.
-        seed: Not negative.
+        images_per_class: Number of images of each class, at least 1.
+        seed: Seed of the draw, not negative.
 
     Returns:
         Ascending indices into ``labels``.
@@ -91,7 +91,7 @@ def choose_few(labels: np.ndarray, classes: Sequence[str], images_per_class: int
     short = [f'{name} has {count}' for name, count in zip(classes, counts, strict=True) if count < images_per_class]
     if images_per_class < 1 or short:
         raise LaunchError(
-            f'images_per_class={images_per_class}: wanted at least 1 and at most what the smallest class has'
+            f'images_per_class={images_per_class}: wanted at least 1 and at most as many as the smallest class has'
             + (f'; {", ".join(short[:5])}' if short else '')
         )
     rng = np.random.default_rng(seed)
@@ -99,69 +99,20 @@ def choose_few(labels: np.ndarray, classes: Sequence[str], images_per_class: int
     return np.sort(np.concatenate(drawn))
 
 
-@TRANSFORMS.register_module()
-class RandAugmentImage:
-    """timm's RandAugment.
-
-    Args:
-        policy: timm's notation; 'rand-m9-mstd0.5-inc1' = magnitude 9 with deviation 0.5, two operations, all growing in
-            strength.
-        interpolation: 'bilinear' or 'bicubic', for rotations and the like.
-    """
-
-    def __init__(self, policy: str = 'rand-m9-mstd0.5-inc1', interpolation: str = 'bicubic') -> None:
-        self.policy = policy
-        self.options = dict(
-            img_mean=tuple(round(value) for value in PIXEL_MEAN), interpolation=str_to_pil_interp(interpolation)
-        )
-        self._augment = self._build(translate_px=1)  # refuses a wrong policy now
-        self._side = 0
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Replaces ``img`` (PIL)."""
-        side = min(results['img'].size)
-        if side != self._side:
-            self._augment = self._build(translate_px=int(side * TRANSLATE_SHARE))
-            self._side = side
-        results['img'] = self._augment(results['img'])
-        return results
-
-    def _build(self, translate_px: int) -> RandAugment:
-        augment = rand_augment_transform(self.policy, {**self.options, 'translate_const': translate_px})
-        for operation in augment.ops:
-            if operation.aug_fn is timm_posterize:
-                operation.aug_fn = posterize
-        return augment
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}({self.policy!r})'
-
-
-def posterize(image: Image.Image, bits_to_keep: int, **unused: Any) -> Image.Image:
-    """Keeps the highest bits of every channel, as timm's operation of this name does, down to none.
-
-    At its full strength timm asks Pillow for 0 bits. Pillow made a black image of that until it began to refuse it.
-
-    Args:
-        image: An 8-bit image.
-        bits_to_keep: From 0 (a black image); 8 or more change nothing.
-        unused: timm passes the options of geometric operations to every operation.
-    """
-    if bits_to_keep == 0:
-        return Image.new(image.mode, image.size)
-    return timm_posterize(image, bits_to_keep)
-
-
 @MODELS.register_module()
 class ClassificationPreprocessor(ImgDataPreprocessor):
-    """Stacks and normalises images; in training erases rectangles and mixes pairs, as timm does.
+    """Stacks and normalises images; in training also erases rectangles and mixes pairs, as timm does.
 
     Args:
         erasing_prob: Probability that a rectangle of an image is replaced by noise.
-        mixup: Alpha of mixup's beta distribution; 0 for none.
-        cutmix: The same for cutmix. With both, a batch has the one or the other, by even chance.
-        mean: Per channel (RGB), for pixels in [0, 255].
-        std: Likewise.
+        mixup: Alpha of the beta distribution of mixup; 0 switches it off.
+        cutmix: Alpha of the beta distribution of cutmix; 0 switches it off. With both, each batch gets one of them with
+            equal probability.
+        mean: Mean of each channel (RGB), for pixels in [0, 255].
+        std: Standard deviation of each channel, for pixels in [0, 255].
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     def __init__(
@@ -175,7 +126,8 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
         super().__init__(mean=list(mean), std=list(std))
         if not 0 <= erasing_prob <= 1 or min(mixup, cutmix) < 0:
             raise ValueError(
-                f'erasing_prob lies in [0, 1] and mixup and cutmix are not negative, got {erasing_prob}, {mixup}, {cutmix}'
+                'erasing_prob must lie in [0, 1], mixup and cutmix must not be negative, '
+                f'got {erasing_prob}, {mixup} and {cutmix}'
             )
         self.erasing_prob = erasing_prob
         self.alphas = dict(mixup_alpha=mixup, cutmix_alpha=cutmix)
@@ -186,14 +138,14 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
 
         Args:
             data: ``inputs``, a list of (3, H, W) uint8, and ``data_samples``, a list of :class:`ImageSample`.
-            training: Whether to augment.
+            training: Whether to erase and mix.
 
         Returns:
-            ``inputs`` (B, 3, H, W) float32; ``data_samples``, after mixing with ``gt_scores`` (K,), the shares of the
-            classes.
+            A dict of ``inputs`` (B, 3, H, W) float32 and ``data_samples``; these have ``gt_scores`` (K,), the shares of
+            the classes, if images were mixed.
 
         Raises:
-            ValueError: If an odd number of images shall be mixed, which is done in pairs.
+            ValueError: If the number of images to mix is odd, because they are mixed in pairs.
         """
         batch: dict[str, Any] = super().forward(data, training)
         if training and self.erasing_prob:
@@ -208,17 +160,17 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
     def _mix(self, images: Tensor, samples: list[ImageSample]) -> tuple[Tensor, Tensor]:
         if len(images) % 2:
             raise ValueError(
-                f'mixup and cutmix mix pairs, so train_dataloader.batch_size must be even, got {len(images)}; or set mixup and '
-                'cutmix of model.data_preprocessor to 0'
+                f'mixup and cutmix mix pairs, so train_dataloader.batch_size must be even, got {len(images)}; or set mixup '
+                'and cutmix of model.data_preprocessor to 0'
             )
         assert self.num_classes is not None
-        # Labels are smoothed in the loss, which comes to the same.
+        # The loss smooths labels, which is equivalent.
         mix = Mixup(**self.alphas, label_smoothing=0.0, num_classes=self.num_classes)
         return mix(images, torch.cat([sample.gt_label for sample in samples]).to(images.device))
 
 
 def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes of a data set, from its config; looks at names of folders, not at images, unless there is a list.
+    """Returns the classes of a data set from its config, without reading images.
 
     Args:
         dataset: Config of a :class:`ClassificationDataset`.
@@ -236,13 +188,12 @@ def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settle_classes(cfg: Config) -> None:
-    """Fills in ``model.num_classes`` from the training data where a classification config leaves it open; changes ``cfg``.
+    """Fills in ``model.num_classes=None`` of a classification config from the training data; changes ``cfg``.
 
-    Where the checkpoint to be tested is, the training data need not be: then the test data tells.
+    If the training data is missing, as it may be where a checkpoint is tested, the validation or test data decides.
 
     Raises:
-        LaunchError: If training and validation data have different classes, or other numbers of them than the config
-            says.
+        LaunchError: If training and validation data have different classes, or not as many as the config says.
     """
     if cfg.model.get('type') != 'ImageClassifier':
         return
@@ -264,7 +215,8 @@ def settle_classes(cfg: Config) -> None:
         if cfg.model.num_classes != len(names):
             raise LaunchError(
                 f'model.num_classes={cfg.model.num_classes}, but the {split} data has {len(names)} classes: '
-                f'{", ".join(names[:10])}{" ..." if len(names) > 10 else ""}. Set model.num_classes=None to take it from the data'
+                f'{", ".join(names[:10])}{" ..." if len(names) > 10 else ""}. Set model.num_classes=None to take it from '
+                'the data'
             )
 
 

@@ -1,7 +1,7 @@
 """Feature extractors for the distances between sets of images, beside torch-fidelity's own.
 
-A class registered here by name can be chosen by ``tools/evaluate_generation.py --feature-extractor NAME``; results are
-then labelled with that name, as numbers of different extractors cannot be compared.
+``tools/evaluate_generation.py --feature-extractor NAME`` selects a class that is registered here by name. Results are
+labelled with the name, because values of different extractors cannot be compared.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ _LAYERS = {'fid': 'features', 'kid': 'features', 'prc': 'features', 'isc': 'logi
 
 
 class RandomConvolutions(FeatureExtractorBase):
-    """A small convolutional network with fixed random weights: needs no file, tells sets apart, says little about quality.
+    """A small convolutional network with fixed random weights.
+
+    It needs no file and detects that two sets differ, but says little about their quality.
 
     Args:
-        name: As registered.
-        features_list: Some of 'features' (64 numbers) and 'logits' (10).
-        **_: torch-fidelity's options for other extractors.
+        name: Registered name.
+        features_list: A selection of 'features' (64 values) and 'logits' (10 values).
+        **_: torch-fidelity's options for other extractors; unused.
     """
 
     def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
@@ -39,7 +41,7 @@ class RandomConvolutions(FeatureExtractorBase):
         self.head = nn.Parameter(torch.randn(_NUM_CLASSES, _WIDTHS[-1], generator=generator))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features of images (B, 3, H, W) uint8."""
+        """Computes the selected features of images (B, 3, H, W) uint8, each (B, number of values) float32."""
         x = images.float() / 127.5 - 1
         for weight in self.convolutions:
             x = F.relu(F.conv2d(x, weight, stride=2, padding=1))
@@ -49,22 +51,22 @@ class RandomConvolutions(FeatureExtractorBase):
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        """Names of the features."""
+        """Returns the names of the features."""
         return tuple(sorted(set(_LAYERS.values())))
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The features that a metric ('fid', 'isc', 'kid', 'prc') uses."""
+        """Returns the name of the features that a metric ('fid', 'isc', 'kid' or 'prc') uses."""
         return _LAYERS[metric]
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """No need to."""
+        """Returns False: the network is small enough to run uncompiled."""
         return False
 
     @staticmethod
     def get_dummy_input_for_compile() -> Tensor:
-        """An input of the right kind."""
+        """Returns an input of the right shape and dtype."""
         return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
 
 

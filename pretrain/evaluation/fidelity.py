@@ -1,7 +1,7 @@
 """FID and IS (and KID, precision and recall) of a folder of generated images, by torch-fidelity as a library.
 
-The numbers of the published protocol need Inception weights, which are given by path; nothing is downloaded. Another
-extractor can be chosen by name, and then no figure carries the name of an Inception one.
+The published protocol needs Inception weights, which are given by path; nothing is downloaded. Another extractor can be
+chosen by name; its results are then never labelled as Inception's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from addp_backbone.checkpoint.storage import read_checkpoint
 from pretrain.evaluation import feature_extractors  # noqa: F401  (registers them)
-from pretrain.evaluation.image_sets import PictureDataset, PictureSet, protocol, protocol_mismatches
+from pretrain.evaluation.image_sets import ImageSet, ImageSetDataset, protocol, protocol_mismatches
 
 INCEPTION = 'inception-v3-compat'
 INCEPTION_FILE = URL_INCEPTION_V3.rpartition('/')[2]
@@ -33,8 +33,8 @@ METRICS = ('fid', 'isc', 'kid', 'prc')
 _ISC_SPLITS = 10
 _KID_SUBSET_SIZE = 1000
 _PRC_NEIGHBOURS = 3
-_MANY_IMAGES = 10_000  # beyond, all distances between two sets no longer fit into memory
-# torch-fidelity's names, which say Inception, and what the same is called with another extractor.
+_MANY_IMAGES = 10_000  # with more, all distances between two sets do not fit into memory
+# torch-fidelity's names, which imply Inception, and the names of the same metrics with another extractor.
 _GENERAL_NAMES = {
     'frechet_inception_distance': 'frechet_distance',
     'inception_score_mean': 'class_score_mean',
@@ -53,20 +53,20 @@ def find_inception_weights(path: Path | None = None) -> Path:
     Raises:
         ValueError: If the file is not there; names it and its source.
     """
-    places = [path] if path else [folder / INCEPTION_FILE for folder in SEARCHED_FOLDERS]
-    for place in places:
-        if place.is_file():
-            return place
+    candidates = [path] if path else [folder / INCEPTION_FILE for folder in SEARCHED_FOLDERS]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
     raise ValueError(
-        f'the Inception weights are missing (looked for {", ".join(map(str, places))}). Download {INCEPTION_FILE} from '
+        f'the Inception weights are missing (looked for {", ".join(map(str, candidates))}). Download {INCEPTION_FILE} from '
         f'{URL_INCEPTION_V3} and give its path with --inception-weights, or choose another --feature-extractor, whose '
         'numbers are no FID and IS'
     )
 
 
 def measure(
-    generated: PictureSet,
-    reference: PictureSet,
+    generated: ImageSet,
+    reference: ImageSet,
     extractor: str = INCEPTION,
     weights: Path | None = None,
     metrics: Collection[str] = METRICS,
@@ -77,17 +77,17 @@ def measure(
     """Compares generated images with reference images.
 
     Args:
-        generated: torch-fidelity's first input.
-        reference: Its second input.
+        generated: Generated images (torch-fidelity's first input).
+        reference: Reference images (its second input).
         extractor: Name of a registered feature extractor.
-        weights: Of Inception; see :func:`find_inception_weights`. Other extractors find their own.
-        metrics: Some of :data:`METRICS`.
-        batch_size: Images extracted together.
-        allow_mismatch: Measure although the protocol is not followed, which the result then says.
+        weights: File of the Inception weights; see :func:`find_inception_weights`. Other extractors need none.
+        metrics: A selection from :data:`METRICS`.
+        batch_size: Number of images per forward pass.
+        allow_mismatch: Measure even if the protocol is not followed; the result then says so.
         verbose: Whether torch-fidelity reports its progress on stderr.
 
     Returns:
-        A JSON-like dict: ``metrics``, ``protocol``, ``feature_extractor``, ``generated``, ``reference``, ``options``,
+        A dict of JSON types: ``metrics``, ``protocol``, ``feature_extractor``, ``generated``, ``reference``, ``options``,
         ``versions``, ``seconds``, ``time``.
 
     Raises:
@@ -119,8 +119,8 @@ def measure(
             'ignore', 'This DataLoader will create'
         )  # torch-fidelity takes four workers on any machine
         numbers = calculate_metrics(
-            input1=PictureDataset(generated),
-            input2=PictureDataset(reference),
+            input1=ImageSetDataset(generated),
+            input2=ImageSetDataset(reference),
             cuda=torch.cuda.is_available(),
             batch_size=1 if _mixed_sizes(generated, reference) else batch_size,
             cache=False,
@@ -147,17 +147,17 @@ def measure(
 
 
 def label(numbers: dict[str, float], extractor: str) -> dict[str, float]:
-    """Gives figures the names of :func:`name_of`."""
+    """Renames metrics as :func:`name_of` does."""
     return {name_of(name, extractor): number for name, number in numbers.items()}
 
 
-def name_of(figure: str, extractor: str) -> str:
-    """torch-fidelity's name of a figure; if the features are not Inception's, a general name that ends in the extractor's."""
-    return figure if extractor == INCEPTION else f'{_GENERAL_NAMES.get(figure, figure)} ({extractor})'
+def name_of(metric: str, extractor: str) -> str:
+    """torch-fidelity's name of a metric; with other features than Inception's a general one with the extractor's name."""
+    return metric if extractor == INCEPTION else f'{_GENERAL_NAMES.get(metric, metric)} ({extractor})'
 
 
-def _options(generated: PictureSet, reference: PictureSet, metrics: Collection[str]) -> dict[str, Any]:
-    """torch-fidelity's settings, its defaults where the sets are large enough."""
+def _options(generated: ImageSet, reference: ImageSet, metrics: Collection[str]) -> dict[str, Any]:
+    """torch-fidelity's settings: its defaults, reduced where the sets are too small for them."""
     smaller, larger = sorted((len(generated.files), len(reference.files)))
     if 'prc' in metrics and smaller < 2:
         raise ValueError(f'precision and recall need at least 2 images in each set, got {smaller}: leave prc out')
@@ -169,8 +169,8 @@ def _options(generated: PictureSet, reference: PictureSet, metrics: Collection[s
     )
 
 
-def _mixed_sizes(*sets: PictureSet) -> bool:
-    return any(len(pictures.sizes) > 1 for pictures in sets)
+def _mixed_sizes(*sets: ImageSet) -> bool:
+    return any(len(image_set.sizes) > 1 for image_set in sets)
 
 
 def _checksum(path: Path) -> str:
@@ -178,7 +178,7 @@ def _checksum(path: Path) -> str:
 
 
 def _foreign_weights(checksum: str) -> Sequence[str]:
-    """Whether the weights are the ones whose file name ends in the first digits of their checksum."""
+    """The mismatch if the checksum does not begin with the digits at the end of the published file's name."""
     wanted = Path(INCEPTION_FILE).stem.rpartition('-')[2]
     return (
         []

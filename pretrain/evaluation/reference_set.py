@@ -1,4 +1,4 @@
-"""The reference set of FID and IS: ImageNet's validation images, Resize(256) and CenterCrop(256), saved as PNG (reference section 4)."""
+"""The reference set of FID and IS: ImageNet's validation images after Resize(256) and CenterCrop(256), as PNG."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ Progress = Callable[[Iterable[str | None], int], Iterable[str | None]]
 def prepare_reference_set(
     source: Path, out: Path, num_workers: int = 1, progress: Progress | None = None, size_px: int = SIZE_PX
 ) -> dict:
-    """Writes the reference set and, once it is complete, its manifest. Pictures that are there already are left as they are.
+    """Writes the reference set and, once it is complete, its manifest. Existing images are kept.
 
     Args:
         source: Folder with the validation images, at any depth (flat or in class folders).
         out: Folder to write ``<name>.png`` and ``manifest.json`` to.
-        num_workers: Processes.
-        progress: Wraps the finished pictures, given their number.
-        size_px: Side of the pictures; other values than 256 are not the published protocol.
+        num_workers: Number of processes.
+        progress: Wraps the iterator over finished images, for example in a progress bar; its second argument is their
+            number. None shows none.
+        size_px: Side of the images, in pixels; the published protocol uses 256.
 
     Returns:
         The manifest: number, size and format of the images, SHA-256 of their sorted names, transform and versions.
 
     Raises:
-        ValueError: If pictures are missing, unreadable, share a name, or ``out`` holds others; no manifest is written
+        ValueError: If images are missing, unreadable, share a name, or ``out`` holds others; no manifest is written
             then.
     """
     targets = _targets(source, out)
     strangers = sorted({path.name for path in out.glob('*.png')} - {target.name for target in targets.values()})
     if strangers:
         raise ValueError(
-            f'{out} holds {len(strangers)} pictures that do not come from {source} ({_some(strangers)}): give another '
+            f'{out} holds {len(strangers)} images that do not come from {source} ({_some(strangers)}): give another '
             'folder, or remove them'
         )
     jobs = [(path, target, size_px) for path, target in targets.items() if not target.exists()]
     errors = [error for error in _run(jobs, num_workers, progress) if error]
     if errors:
         raise ValueError(
-            f'{len(errors)} of {len(targets)} pictures could not be read, get them again and go on: {_some(errors)}'
+            f'{len(errors)} of {len(targets)} images could not be read, get them again and go on: {_some(errors)}'
         )
     for leftover in out.glob('.*.part'):
         leftover.unlink()
@@ -68,24 +69,24 @@ def prepare_reference_set(
     return manifest
 
 
-def prepare_picture(picture: Image.Image, size_px: int = SIZE_PX) -> Image.Image:
+def prepare_image(image: Image.Image, size_px: int = SIZE_PX) -> Image.Image:
     """Resizes the shorter side and crops the centre, as RGB."""
-    return Compose([Resize(size_px), CenterCrop(size_px)])(picture.convert('RGB'))
+    return Compose([Resize(size_px), CenterCrop(size_px)])(image.convert('RGB'))
 
 
 def _targets(source: Path, out: Path) -> dict[Path, Path]:
-    """Where each picture of a folder goes."""
+    """Maps each image of a folder to its target path."""
     if not source.is_dir():
-        raise ValueError(f'{source} is no folder; give the one with the validation images')
+        raise ValueError(f'{source} is not a folder; give the one with the validation images')
     if out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f'{out} lies within {source}: its pictures would be taken for validation images')
+        raise ValueError(f'{out} lies within {source}: its images would be mistaken for validation images')
     paths = sorted(path for path in source.rglob('*') if is_image_name(path.name) and path.is_file())
     if not paths:
-        raise ValueError(f'{source} holds no pictures ({", ".join(IMAGE_ENDINGS)})')
+        raise ValueError(f'{source} holds no images ({", ".join(IMAGE_ENDINGS)})')
     repeated = sorted(name for name, count in Counter(path.stem for path in paths).items() if count > 1)
     if repeated:
         raise ValueError(
-            f'{source} holds several pictures of one name ({_some(repeated)}); is it the validation set alone?'
+            f'{source} holds several images of one name ({_some(repeated)}); is it the validation set alone?'
         )
     return {path: out / f'{path.stem}.png' for path in paths}
 
@@ -100,11 +101,11 @@ def _run(jobs: Sequence[tuple[Path, Path, int]], num_workers: int, progress: Pro
 
 
 def _prepare(job: tuple[Path, Path, int]) -> str | None:
-    """Writes one picture; returns what went wrong."""
+    """Writes one image; returns the error message, if any."""
     path, target, size_px = job
     try:
-        with Image.open(path) as picture:
-            write_png(prepare_picture(picture, size_px), target)
+        with Image.open(path) as image:
+            write_png(prepare_image(image, size_px), target)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         return f'{path}: {error}'
     return None

@@ -1,4 +1,4 @@
-"""The command-line options that tools/generate.py and tools/edit.py share: what generates, and how."""
+"""The command-line options that tools/generate.py and tools/edit.py share: model and sampling."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from pretrain.weights.generator import PRECISIONS, load_generator
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what generates, and how."""
+    """Adds the options of model and sampling."""
     parser.add_argument('config', help='pre-training config of ADDP')
     parser.add_argument('checkpoint', help="released file, checkpoint of the config's training, or its work dir")
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write')
     parser.add_argument('--steps', type=int, default=20, help='default: %(default)s')
     parser.add_argument(
-        '--schedule', choices=SCHEDULES, default='cosine', help='how the masked share falls (default: %(default)s)'
+        '--schedule',
+        choices=SCHEDULES,
+        default='cosine',
+        help='how the share of masked tokens falls (default: %(default)s)',
     )
-    parser.add_argument('--temperature', type=float, default=6.0, help='of the choice of places (default: %(default)s)')
+    parser.add_argument(
+        '--temperature',
+        type=float,
+        default=6.0,
+        help='weight of the noise when tokens are masked again (default: %(default)s)',
+    )
     parser.add_argument('--static-temperature', action='store_true', help='constant instead of falling to 0')
     parser.add_argument('--top-p', type=float, metavar='P', help='nucleus sampling: codes that hold this probability')
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
@@ -48,7 +56,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_sampling(args: argparse.Namespace) -> Sampling:
-    """How to draw, from the parsed options."""
+    """The sampling settings of the parsed options."""
     return Sampling(args.steps, args.schedule, args.temperature, not args.static_temperature, args.top_p)
 
 

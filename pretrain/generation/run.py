@@ -1,7 +1,7 @@
-"""A run of generation into a folder, by one or several processes, that can be cut anywhere and started again.
+"""A run of generation into a folder by one or several processes, which can be interrupted anywhere and resumed.
 
-Work is dealt out in fixed blocks of a batch size, so that an image is always computed beside the same others, whichever
-process does it and however often the run was cut: with the same batch size the files are the same to the bit.
+Work is divided into fixed blocks of one batch, so that an image is always computed together with the same others, in
+whichever process and after any number of interruptions: with the same batch size the files are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.files.images import write_png
-from pretrain.data.figures import SHEET_FILE, contact_sheet, grey_out, to_pictures
+from pretrain.data.figures import SHEET_FILE, contact_sheet, grey_out, to_pil
 from pretrain.generation.sampling import Sampling, image_generator
 from pretrain.generation.trajectory import generate, trajectory
 from pretrain.networks.addp import ADDP
@@ -30,7 +30,7 @@ MAX_SHEET_IMAGES = 64
 MAX_STEP_COLUMNS = 10
 _POLL_S = 0.5
 
-# Variables that say which process this is, by who started it.
+# Environment variables that identify a process, by launcher.
 _LAUNCHERS = {
     'pytorch': ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'),
     'slurm': ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'),
@@ -44,9 +44,9 @@ class Process:
     """One of the processes that share a run.
 
     Attributes:
-        rank: 0-based.
-        local_rank: Among those of this machine.
-        count: Number of processes.
+        rank: Index among all processes, from 0.
+        local_rank: Index among the processes of this machine, from 0.
+        count: Number of processes of the run.
     """
 
     rank: int = 0
@@ -55,7 +55,7 @@ class Process:
 
     @classmethod
     def of_launcher(cls, launcher: str) -> Process:
-        """Which process this is: 'none' (the only one), 'pytorch' (torchrun) or 'slurm'.
+        """Reads the identity of this process from its launcher: 'none' (the only one), 'pytorch' (torchrun) or 'slurm'.
 
         Raises:
             ValueError: If the launcher's variables are not set.
@@ -72,7 +72,7 @@ class Process:
 
 
 def image_path(out: Path, index: int) -> Path:
-    """Where image ``index`` lies."""
+    """The path of image ``index``."""
     return out / f'{index:05d}.png'
 
 
@@ -87,11 +87,11 @@ def fingerprint(model: ADDP) -> str:
 
 
 def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
-    """Notes a run's settings in its folder, or compares them with those of the run that began it.
+    """Writes the settings of a run into its folder, or compares them with those of the run that began it.
 
     Args:
-        out: The folder; made if missing.
-        settings: All that the images depend on but their number; JSON types.
+        out: The folder; created if missing.
+        settings: Everything that the images depend on, except their number; JSON types.
 
     Raises:
         ValueError: If the folder's images were made with other settings.
@@ -117,7 +117,7 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def open_blocks(out: Path, num_images: int, batch_size: int, process: Process) -> list[range]:
-    """This process's share of the blocks that lack a file."""
+    """Returns this process's share of the blocks with a missing file."""
     blocks = [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
     return [
         block
@@ -136,17 +136,18 @@ def write_images(
     process: Process = Process(),
     progress: Progress | None = None,
 ) -> int:
-    """Generates this process's share of the images that are not there yet.
+    """Generates this process's share of the missing images.
 
     Args:
-        model: Runs under the autocast around.
+        model: ADDP; runs under the surrounding autocast.
         out: An existing folder.
-        num_images: Of the whole run.
-        seed: Image i depends on it and on i only.
-        sampling: How to draw.
-        batch_size: Images computed together; also the unit in which the work is dealt out.
-        process: Which of the run's processes this is.
-        progress: Wraps the blocks, given the number of their images.
+        num_images: Number of images of the whole run.
+        seed: Seed of the run; image i depends on it and on i only.
+        sampling: How tokens are sampled.
+        batch_size: Number of images computed together; also the unit in which work is divided.
+        process: Identity of this process.
+        progress: Wraps the iterator over blocks, for example in a progress bar; its second argument is the number of
+            images. None shows none.
 
     Returns:
         Number of images that were computed.
@@ -164,32 +165,32 @@ def write_images(
             dynamic=sampling.dynamic,
             top_p=sampling.top_p,
         )
-        for index, picture in zip(block, to_pictures(images), strict=True):
+        for index, image in zip(block, to_pil(images), strict=True):
             if not image_path(out, index).exists():
-                write_png(picture, image_path(out, index))
+                write_png(image, image_path(out, index))
     return total
 
 
 def finish(out: Path, num_images: int, process: Process) -> None:
-    """The first process waits for the others' images, writes the contact sheet and removes what cut runs left behind."""
+    """Waits, in the first process, for all images; writes the contact sheet and removes leftovers of interrupted runs."""
     if process.rank:
         return
     for index in range(num_images):
-        while not image_path(out, index).exists():  # torchrun ends us if the process that owes it has failed
+        while not image_path(out, index).exists():  # torchrun stops this process if the one that owes the image failed
             time.sleep(_POLL_S)
     for leftover in out.glob('.*.part'):
         leftover.unlink(missing_ok=True)
-    pictures = []
+    images = []
     for index in range(min(num_images, MAX_SHEET_IMAGES)):
-        with Image.open(image_path(out, index)) as picture:
-            pictures.append(picture.convert('RGB'))
-    write_png(contact_sheet(pictures), out / SHEET_FILE)
+        with Image.open(image_path(out, index)) as image:
+            images.append(image.convert('RGB'))
+    write_png(contact_sheet(images), out / SHEET_FILE)
 
 
 def steps_figure(model: ADDP, seed: int, index: int, sampling: Sampling) -> Image.Image:
-    """How image ``index`` emerges: each step's image, and below it with the places that are still open in grey.
+    """Shows how image ``index`` emerges: the image after each step, and below it with its masked patches in grey.
 
-    At most ten steps, evenly spaced, the last one among them.
+    Shows at most ten steps, evenly spaced, including the last one.
     """
     steps = list(trajectory(model, 1, sampling, [image_generator(seed, index)]))
     columns = min(len(steps), MAX_STEP_COLUMNS)
@@ -197,4 +198,4 @@ def steps_figure(model: ADDP, seed: int, index: int, sampling: Sampling) -> Imag
     images = torch.cat([steps[number].images for number in shown]).clamp(0, 1)
     masks = torch.cat([steps[number].mask for number in shown])
     captions = [f'step {number + 1}' for number in shown] + [f'{int(mask.sum())} open' for mask in masks]
-    return contact_sheet(to_pictures(torch.cat((images, grey_out(images, masks)))), columns, captions)
+    return contact_sheet(to_pil(torch.cat((images, grey_out(images, masks)))), columns, captions)

@@ -1,9 +1,9 @@
-"""Draws: how much noise and how many masked places a step has, an image's own source of randomness, tokens from logits.
+"""Sampling: noise and number of masked tokens of each step, an image's own random generator, tokens from logits.
 
-Codes are drawn by the Gumbel-max trick: rounding all but never turns over which of two sums is larger, whereas it often
-decides on which side of a cumulative probability a number falls.
+Codes are drawn by the Gumbel-max trick, because it is robust to rounding: rounding almost never changes which of two
+sums is larger, but often on which side of a cumulative probability a number lies.
 
-Shapes: B images, L places, K codes.
+Shapes: B images, L tokens, K codes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from torch import Tensor
 SCHEDULES = ('cosine', 'linear')
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
-_CEIL_SLACK = 1e-9  # so that ceil() does not round up what is whole but for float64's rounding (cos(pi / 3) * 256)
-_SEED_SPACE = 2**32  # torch's generator on the CPU reads the lower 32 bits of a seed and no more
-_SEED_STEP = (
-    0x9E3779B1  # odd, hence one-to-one modulo 2**32; near 2**32 / golden ratio, so that neighbours lie far apart
-)
+_CEIL_SLACK = 1e-9  # keeps ceil() from rounding up integers that float64 misses, such as cos(pi / 3) * 256
+_SEED_SPACE = 2**32  # torch's CPU generator reads only the lower 32 bits of a seed
+# Odd, hence one-to-one modulo 2**32; near 2**32 / golden ratio, so that neighbours lie far apart.
+_SEED_STEP = 0x9E3779B1
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw (section 1 of the method; 20 cosine steps by default, the paper's other setting is 256 linear ones).
+    """How tokens are sampled. The defaults, 20 cosine steps, are one of the paper's settings; the other is 256 linear ones.
 
     Attributes:
         steps: Number of steps T, at least 1.
-        schedule: 'cosine' or 'linear': how the share of masked places falls.
-        temperature: Weight of the noise in the choice of the next masked places; 0 masks the least likely tokens.
+        schedule: 'cosine' or 'linear': how the share of masked tokens falls.
+        temperature: Weight of the noise in the choice of the tokens to mask next; 0 masks the least likely ones.
         dynamic: Whether the temperature falls linearly to 0 at the last step; otherwise it is constant.
         top_p: Draw from the smallest set of codes that holds this much probability, in (0, 1]; None for all codes.
     """
@@ -55,7 +54,7 @@ class Sampling:
             raise ValueError(f'top_p must lie in (0, 1], got {self.top_p}; leave it out to draw from all codes')
 
     def num_masked(self, step: int, num_initial: int) -> int:
-        """Number of places that are masked after a step (0-based) of an image that began with ``num_initial``; never under 1."""
+        """Number of tokens that are masked after a step (from 0), at least 1; ``num_initial`` were masked at first."""
         if self.schedule == 'linear':
             length = -(-num_initial * (self.steps - step - 1) // self.steps)  # ceil, in whole numbers
         else:
@@ -63,18 +62,18 @@ class Sampling:
         return min(max(length, 1), num_initial)
 
     def temperature_at(self, step: int) -> float:
-        """The temperature of a step (0-based)."""
+        """The temperature of a step (from 0)."""
         return self.temperature * (1 - (step + 1) / self.steps) if self.dynamic else self.temperature
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The source of randomness, on the CPU, of image ``index`` of a run; images of one run never share one (up to 2**32)."""
+    """The random generator, on the CPU, of image ``index`` of a run; up to 2**32 images of a run have different ones."""
     start = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], 'big')
     return torch.Generator().manual_seed((start + index * _SEED_STEP) % _SEED_SPACE)
 
 
 def sample_tokens(logits: Tensor, gumbel: Tensor, top_p: float | None = None) -> Tensor:
-    """Draws a code at every place: the largest sum of logit and Gumbel noise.
+    """Draws a code for every token: the one with the largest sum of logit and Gumbel noise.
 
     Args:
         logits: (B, L, K) float32.
@@ -93,18 +92,18 @@ def sample_tokens(logits: Tensor, gumbel: Tensor, top_p: float | None = None) ->
 
 
 def to_gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise from uniform noise in [0, 1); finite, as a temperature of 0 times infinity is not a number."""
+    """Standard Gumbel noise from uniform noise in [0, 1); always finite, so that a temperature of 0 gives no NaN."""
     return -(-uniform.clamp_min(torch.finfo(uniform.dtype).tiny).log()).log()
 
 
 def draw_uniform(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Uniform noise (B, *shape) float32, each image's from its own generator."""
+    """Uniform noise (B, *shape) float32; the noise of each image comes from its own generator."""
     draws = [torch.rand(*shape, generator=generator, device=generator.device) for generator in generators]
     return torch.stack([draw.to(device) for draw in draws])
 
 
 def split_generator(generator: Generators, num_images: int) -> Sequence[torch.Generator]:
-    """One source of randomness for each image, from one for the run, torch's global one (None), or those given.
+    """One generator for each image: those given, or seeded by one for the run or by torch's global one (None).
 
     Raises:
         ValueError: If the numbers do not fit.

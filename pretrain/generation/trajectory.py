@@ -4,7 +4,7 @@ A step, in this file's order: logits of the images so far -> sampled tokens -> t
 Needs the trained network and the tokenizer, never the token predictor. Every draw of an image comes from that image's
 own ``torch.Generator``, so an image does not depend on which others share its batch.
 
-Shapes: B images, L = g * g places, K codes, C latent channels.
+Shapes: B images, L = g * g tokens, K codes, C latent channels.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pretrain.networks.tokenizer import VQGANTokenizer
 
 
 class GenerationStep(NamedTuple):
-    """The state after a step.
+    """The state of generation after a step.
 
     Attributes:
         images: (B, 3, H, W) float32, about [0, 1], not clamped.
-        tokens: (B, L) int64; those at masked places are not settled.
-        mask: (B, L) bool, the places to be drawn anew in the next step; soft in ``images``.
+        tokens: (B, L) int64; masked ones are provisional.
+        mask: (B, L) bool, the tokens to be sampled again in the next step; ``images`` show their expected code vectors.
     """
 
     images: Tensor
@@ -49,22 +49,22 @@ def generate(
     dynamic: bool = True,
     top_p: float | None = None,
 ) -> Tensor:
-    """Generates images, or draws parts of given images anew; all as one batch.
+    """Generates images, or parts of given images, as one batch.
 
     Args:
-        model: With its tokenizer; the token predictor is not used. Runs in eval mode, under the autocast around.
-        num_images: N.
-        steps: As ``schedule``, ``temperature``, ``dynamic`` and ``top_p``: see :class:`Sampling`.
-        schedule: 'cosine' or 'linear'.
-        temperature: Of the first steps.
+        model: ADDP with its tokenizer; the token predictor is not used. Runs in eval mode, under the surrounding
+            autocast.
+        num_images: Number N of images.
+        steps: Number of steps, at least 1.
+        schedule: 'cosine' or 'linear': how the share of masked tokens falls.
+        temperature: Weight of the noise in the choice of the tokens to mask next, at the first step.
         generator: One for the run (image i then depends on its state and on i only), or one for each image; on any
-            device, with the same draws whatever the model's. None: torch's global source.
-        images: To edit, (N, 3, H, W) or (1, 3, H, W) in [0, 1]; None to generate from nothing.
-        mask: Places to draw anew, (N, L) or (L,) bool, equally many in each row; with ``images`` only. The tokens at
-            the others stay, and nothing under the mask but what the tokenizer's receptive field spreads has an
-            influence.
-        dynamic: Whether the temperature falls to 0.
-        top_p: Of nucleus sampling.
+            device, with the same draws on every device of the model. None: torch's global generator.
+        images: Images to edit, (N, 3, H, W) or (1, 3, H, W) in [0, 1]; None generates whole images.
+        mask: Tokens to sample anew, (N, L) or (L,) bool, equally many in each row; only with ``images``. The others
+            keep their values. What is under the mask has no influence, except through the tokenizer's receptive field.
+        dynamic: Whether the temperature falls linearly to 0 at the last step.
+        top_p: Nucleus sampling from the smallest set of codes with this probability, in (0, 1]; None for all codes.
 
     Returns:
         (N, 3, H, W) float32 in [0, 1]. With an all-False mask, the tokenizer's reconstruction of ``images``.
@@ -85,7 +85,7 @@ def trajectory(
     images: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Iterator[GenerationStep]:
-    """Yields the state after each step; arguments as in :func:`generate`, the last images are (but for the clamp) its result."""
+    """Yields the state after each step; arguments as in :func:`generate`, which clamps and returns the last images."""
     device = model.pixel_mean.device
     generators = split_generator(generator, num_images)
     if images is None:
@@ -128,13 +128,13 @@ def advance(
     """The deterministic part of a step, after the draws.
 
     Args:
-        model: With its tokenizer.
-        state: Before the step.
+        model: ADDP with its tokenizer.
+        state: The state before the step.
         logits: (B, L, K) float32, from ``state``.
-        sampled: (B, L) int64, drawn from them; read at masked places only.
+        sampled: (B, L) int64, drawn from the logits; only masked ones are read.
         gumbel: (B, L), standard Gumbel noise.
-        num_masked: Number of places to mask next.
-        temperature: Of the noise.
+        num_masked: Number of tokens to mask next.
+        temperature: Weight of the noise.
 
     Returns:
         The state after the step.
@@ -148,24 +148,24 @@ def advance(
 
 
 def next_mask(sampled_probs: Tensor, known: Tensor, num_masked: int, temperature: float, gumbel: Tensor) -> Tensor:
-    """Masks the places of lowest confidence: log of the sampled token's probability + temperature * Gumbel noise.
+    """Masks the tokens of lowest confidence: log of the sampled code's probability + temperature * Gumbel noise.
 
     Args:
-        sampled_probs: (B, L), probability of the token that was drawn at each place.
-        known: (B, L) bool, settled places; they are never masked.
-        num_masked: Number of places to mask in each row.
+        sampled_probs: (B, L), probabilities of the codes that were drawn.
+        known: (B, L) bool, tokens that are settled and never masked.
+        num_masked: Number of tokens to mask in each row.
         temperature: Weight of the noise.
         gumbel: (B, L), standard Gumbel noise.
 
     Returns:
-        (B, L) bool with ``num_masked`` True places in each row.
+        (B, L) bool with ``num_masked`` True entries in each row.
 
     Raises:
-        ValueError: If a row has fewer places that are not known.
+        ValueError: If a row has fewer tokens that are not known.
     """
     available = int((~known).sum(1).min()) if len(known) else num_masked
     if not 0 <= num_masked <= available:
-        raise ValueError(f'cannot mask {num_masked} places of each row: a row has only {available} that are not known')
+        raise ValueError(f'cannot mask {num_masked} tokens of each row: a row has only {available} that are not known')
     confidence = sampled_probs.float().log() + temperature * gumbel
     confidence = confidence.masked_fill(known, math.inf)
     # Ranks, not a threshold: the number is exact when confidences tie.
@@ -173,10 +173,10 @@ def next_mask(sampled_probs: Tensor, known: Tensor, num_masked: int, temperature
 
 
 def mix_latents(tokenizer: VQGANTokenizer, logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """What the tokenizer decodes: the expected code vector at masked places, the tokens' code vectors elsewhere.
+    """The latents to decode: expected code vectors of masked tokens, code vectors of the others.
 
     Args:
-        tokenizer: Whose codebook it is.
+        tokenizer: The tokenizer with the codebook.
         logits: (B, L, K); the expectation is under their full softmax.
         tokens: (B, L) int64.
         mask: (B, L) bool.
@@ -185,25 +185,25 @@ def mix_latents(tokenizer: VQGANTokenizer, logits: Tensor, tokens: Tensor, mask:
         (B, C, g, g) float32.
 
     Raises:
-        ValueError: If L is no square number.
+        ValueError: If L is not a square number.
     """
     side = math.isqrt(mask.shape[1])
     if side * side != mask.shape[1]:
-        raise ValueError(f'places form a square grid, got {mask.shape[1]} places')
+        raise ValueError(f'tokens must form a square grid, got {mask.shape[1]} tokens')
     grid = side, side
     soft = tokenizer.soft_latents(logits.float().softmax(-1), grid)
     return torch.where(mask.unflatten(1, grid)[:, None], soft, tokenizer.lookup(tokens, grid))
 
 
 def _blank(model: ADDP, num_images: int, device: torch.device) -> GenerationStep:
-    """Everything masked: neither pixels nor tokens are seen by the decoder."""
+    """The state in which everything is masked: the decoder sees neither pixels nor tokens."""
     tokens = torch.zeros(num_images, model.num_tokens, dtype=torch.int64, device=device)
     images = torch.zeros(num_images, 3, model.img_size, model.img_size, device=device)
     return GenerationStep(images, tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
 def _to_edit(model: ADDP, num_images: int, images: Tensor, mask: Tensor | None) -> GenerationStep:
-    """Given images with the average code under the mask, so that what was there cannot leak into what will be."""
+    """The state of given images with the average code under the mask, so that what was there cannot leak."""
     size = 3, model.img_size, model.img_size
     if (
         images.ndim != 4
@@ -226,7 +226,7 @@ def _to_edit(model: ADDP, num_images: int, images: Tensor, mask: Tensor | None) 
     counts = mask.sum(1)
     if (counts != counts[0]).any():
         raise ValueError(
-            f'each row of the mask must have equally many True places, got {sorted(set(counts.tolist()))}; '
+            f'each row of the mask must have equally many True entries, got {sorted(set(counts.tolist()))}; '
             'edit images with different numbers one by one'
         )
     with torch.no_grad(), frozen_forward(images.device.type, model.frozen_dtype), evaluating(model):

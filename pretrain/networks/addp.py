@@ -1,10 +1,9 @@
 """ADDP: the model that learns tokens from pixels, and the diffusion between both spaces that makes its training data.
 
-The road of a training step, in this file's order: images -> tokenizer -> token predictor -> mixed latents -> noisy
-images (:meth:`ADDP.diffuse`) -> encoder -> decoder -> logits -> loss. Parameter names are those of the released
-checkpoints.
+A training step, in this file's order: images -> tokenizer -> token predictor -> mixed latents -> noisy images
+(:meth:`ADDP.diffuse`) -> encoder -> decoder -> logits -> loss. Parameter names are those of the released checkpoints.
 
-Shapes: B images, L = g * g places, C width, K codes, V vocabulary (codes, reserved ids and the mask's).
+Shapes: B images, L = g * g tokens, U unmasked tokens, C width, K codes, V vocabulary (codes, reserved ids, mask id).
 """
 
 from __future__ import annotations
@@ -14,23 +13,25 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from addp_backbone.files.images import IMAGENET_MEAN, IMAGENET_STD
 from addp_backbone.layers.block import NORM_EPS, Block, PatchEmbed
 from addp_backbone.networks.arch import Arch, get_arch
 from pretrain.networks.common import (
     EMBEDDING_STD,
+    TokenHead,
+    Vocabulary,
     init_patch_embedding,
     init_position,
     init_position_waves,
     init_transformer,
 )
-from pretrain.networks.decoder import TokenHead, decoder_sequence
 from pretrain.networks.frozen import freeze, frozen_forward, resolve_dtype
 from pretrain.networks.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
+from pretrain.networks.mask_schedule import true_indices
 from pretrain.networks.token_predictor import TokenPredictor
 from pretrain.networks.tokenizer import VQGANTokenizer
-from pretrain.networks.vocabulary import Vocabulary
 
 
 class DiffusionSample(NamedTuple):
@@ -51,27 +52,30 @@ class ADDP(nn.Module):
     """The trained encoder and decoder, with the frozen tokenizer and token predictor.
 
     The frozen networks need no gradients, stay in eval mode and stay out of :meth:`state_dict`. The constructor reads
-    no file: weights arrive by :func:`pretrain.weights.load_published` or ``load_state_dict`` (of the whole or of one network).
+    no file: :func:`pretrain.weights.load_published` or ``load_state_dict`` (of the whole or of one network) load weights.
 
     Args:
-        arch: Encoder's size: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
+        arch: Size of the encoder: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
         decoder_depth: Number of decoder blocks.
         decoder_num_heads: Attention heads of the decoder.
-        img_size: Side of the images, in pixels.
-        patch_size: Side of a patch, in pixels; the tokenizer's must be the same.
+        img_size: Side of the square images, in pixels.
+        patch_size: Side of a patch, in pixels; must equal the tokenizer's.
         tokenizer: Arguments of :class:`VQGANTokenizer`; its defaults where left out.
-        token_predictor: Arguments of :class:`TokenPredictor` but for the numbers of tokens and codes, which follow.
-        dropout: Dropout of encoder and decoder in train mode.
-        token_dropout: Probability with which, in train mode, a sample's tokens are hidden from the decoder, which then
-            learns about the picture from the encoder alone. 0 as published. A small decoder that is trained for minutes
-            reads the tokens only, and the encoder learns next to nothing (see ``tools/probe_addp.py``).
-        predictor_dropout: Whether the token predictor's dropout acts in train mode. The published trainer lets it, by
-            calling ``train()`` on everything; the method wants the predictor as it is.
-        frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16'), whatever autocast is around.
-            None: float32 weights, under the autocast that is around.
-        position_waves: Whether positions start from waves
-            (:func:`pretrain.networks.common.init_position_waves`); otherwise from random vectors, as published.
-            Loading weights overwrites either.
+        token_predictor: Arguments of :class:`TokenPredictor`, without the numbers of tokens and codes, which follow.
+        dropout: Dropout probability of encoder and decoder in train mode.
+        token_dropout: Probability that, in train mode, all tokens of a sample are hidden from the decoder, which then
+            learns about the image from the encoder alone. 0 as published. A small decoder that trains for minutes reads
+            the tokens only, and the encoder learns next to nothing (see ``tools/probe_addp.py``).
+        predictor_dropout: Whether the token predictor's dropout is active in train mode. In the published trainer it
+            is, because ``train()`` reaches every module; the method describes the predictor as fixed.
+        frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16') regardless of autocast. None:
+            float32 weights, under the surrounding autocast.
+        position_waves: Whether position embeddings are initialised with waves
+            (:func:`pretrain.networks.common.init_position_waves`) instead of random vectors, as published. Loading
+            weights overwrites either.
+
+    Raises:
+        ValueError: If the sizes of encoder and tokenizer do not fit, or an option is out of range.
     """
 
     pixel_mean: Tensor
@@ -96,7 +100,7 @@ class ADDP(nn.Module):
         if img_size % patch_size:
             raise ValueError(f'img_size must be a multiple of patch_size, got {img_size} and {patch_size}')
         if not 0 <= token_dropout <= 1:
-            raise ValueError(f'token_dropout is a probability, got {token_dropout}')
+            raise ValueError(f'token_dropout must be a probability, got {token_dropout}')
         size = get_arch(arch)
         self.img_size = img_size
         self.patch_size = patch_size
@@ -110,11 +114,10 @@ class ADDP(nn.Module):
         self._build_encoder(size, dropout)
         self._build_decoder(Arch(size.width, decoder_depth, decoder_num_heads), dropout)
         if position_waves:
-            init_position_waves(self.grid, 0.5, self.pos_embed)  # half as strong as patches
+            init_position_waves(self.grid, 0.5, self.pos_embed)  # half as strong as the patch embeddings
             init_position_waves(self.grid, 1.0, self.decoder_pos_embed_learned, self.decoder_pos_mask_embed)
-            init_position_waves(
-                self.grid, EMBEDDING_STD, self.decoder_pos_token_embed
-            )  # as strong as the tokens they are added to
+            # As strong as the token embeddings they are added to.
+            init_position_waves(self.grid, EMBEDDING_STD, self.decoder_pos_token_embed)
         self.register_buffer('pixel_mean', torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer('pixel_std', torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -179,7 +182,7 @@ class ADDP(nn.Module):
         return self.masked_loss(self.diffuse(images, mask, noisier_mask), mask)
 
     def diffuse(self, images: Tensor, mask: Tensor, noisier_mask: Tensor) -> DiffusionSample:
-        """Runs the frozen networks: what to see and what to predict at timestep t.
+        """Runs the frozen networks: what the encoder sees and what the decoder has to predict at timestep t.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -191,7 +194,7 @@ class ADDP(nn.Module):
         """
         with frozen_forward(images.device.type, self.frozen_dtype):
             tokens, latents = self.tokenizer.encode(images)
-            # Both predictions as one batch: the same numbers, better use of the device.
+            # Both predictions as one batch: the same values, better use of the device.
             both = self.token_predictor(torch.cat((tokens, tokens)), torch.cat((noisier_mask, mask)))
             unreliable, target = both.chunk(2)  # q(z_t | z_{t+1}), q(z_{t-1} | z_t), each (B, L, K)
             soft = self.tokenizer.soft_latents(unreliable, self.grid)
@@ -229,41 +232,55 @@ class ADDP(nn.Module):
         Returns:
             Logits (B, L, V) over the whole vocabulary.
         """
-        x = decoder_sequence(
-            self.decoder_embed(encoded),
-            self.token_emb(tokens),
-            mask,
-            self.mask_token,
-            pos_unmasked=self.decoder_pos_embed_learned,
-            pos_masked=self.decoder_pos_mask_embed,
-            pos_token=self.decoder_pos_token_embed,
-        )  # (B, 1 + L + unmasked places, C)
+        x = self._decoder_input(self.decoder_embed(encoded), self.token_emb(tokens), mask)  # (B, 1 + L + U, C)
         x = self.decoder_norm(self.decoder_blocks(x))
         return self.mlm_layer(x[:, 1 : 1 + self.num_tokens], self.token_emb.weight)
 
+    def _decoder_input(self, features: Tensor, token_embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Builds the decoder's sequence: cls and all patches, then the embeddings of the unmasked tokens in raster order.
+
+        ``mask_token`` replaces the features of cls and of masked patches; cls still gets the position embedding of an
+        unmasked one.
+
+        Args:
+            features: (B, 1 + L, C), the encoder's output after ``decoder_embed``, cls first.
+            token_embeddings: (B, L, C); masked ones are not read.
+            mask: (B, L) bool, equally many True entries in each row.
+
+        Returns:
+            (B, 1 + L + U, C).
+        """
+        masked = F.pad(mask, (1, 0), value=False)[..., None]  # (B, 1 + L, 1), False at cls
+        hidden = F.pad(mask, (1, 0), value=True)[..., None]  # (B, 1 + L, 1), True at cls
+        positions = torch.where(masked, self.decoder_pos_mask_embed, self.decoder_pos_embed_learned)
+        patches = torch.where(hidden, self.mask_token, features) + positions
+        unmasked = true_indices(~mask)[..., None].expand(-1, -1, features.shape[-1])  # (B, U, C)
+        tokens = (token_embeddings + self.decoder_pos_token_embed[:, 1:]).gather(1, unmasked)
+        return torch.cat((patches, tokens), dim=1)
+
     def predict_logits(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Scores the codes at every place.
+        """Scores the codes for every token.
 
         Args:
             pixels: (B, 3, H, W); clamped to [0, 1] here.
-            tokens: (B, L) int64; those at masked places do not matter, but must be valid ids.
+            tokens: (B, L) int64; the values of masked tokens do not matter, but must be valid ids.
             mask: (B, L) bool, True = to be predicted; equally many in each row.
 
         Returns:
             (B, L, K).
 
         Raises:
-            ValueError: If rows have different numbers of masked places, or the images another size.
+            ValueError: If rows have different numbers of masked tokens, or the images have another size.
         """
         return self.score_vocabulary(self.encode_pixels(pixels), tokens, mask)[..., : self.num_codes]
 
     def masked_loss(self, sample: DiffusionSample, mask: Tensor, label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
-        """Cross entropy against the soft target, with label smoothing over the whole vocabulary, at masked places.
+        """Cross entropy with the soft target, smoothed over the whole vocabulary, averaged over the masked tokens.
 
         Args:
             sample: As :meth:`diffuse` returns it.
             mask: m_t, (B, L) bool.
-            label_smoothing: In [0, 1).
+            label_smoothing: Label smoothing in [0, 1).
 
         Returns:
             A scalar, float32.
@@ -272,7 +289,7 @@ class ADDP(nn.Module):
         return masked_soft_cross_entropy(logits, sample.target, mask, label_smoothing)
 
     def _drop_tokens(self, tokens: Tensor) -> Tensor:
-        """Puts the mask token in place of all tokens (B, L) of some samples, see ``token_dropout``."""
+        """Replaces all tokens (B, L) of some samples by the mask id, see ``token_dropout``."""
         if not self.training or self.token_dropout == 0:
             return tokens
         dropped = torch.rand(len(tokens), 1) < self.token_dropout

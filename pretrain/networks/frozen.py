@@ -30,8 +30,8 @@ def frozen_forward(device_type: str, dtype: torch.dtype | None) -> Iterator[None
     """Runs frozen networks: without gradients and, if they have a precision of their own, outside of autocast.
 
     Args:
-        device_type: Of the inputs, for example ``'cuda'``.
-        dtype: The frozen networks' own precision; None to follow the autocast around.
+        device_type: Device type of the inputs, for example ``'cuda'``.
+        dtype: The frozen networks' own precision; None to follow the surrounding autocast.
     """
     with torch.no_grad():
         if dtype is None:
@@ -43,7 +43,7 @@ def frozen_forward(device_type: str, dtype: torch.dtype | None) -> Iterator[None
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets eval mode for a while (no dropout); the model is left in the mode it was in."""
+    """Puts the model into eval mode (no dropout) and back into its former mode at the end."""
     was_training = model.training
     model.eval()
     try:
@@ -73,7 +73,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     def fill_in(module: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
         for name in names:
             if any(key.startswith(f'{prefix}{name}.') for key in state_dict):
-                continue  # the network is there: strict loading checks that it is there in full
+                continue  # the network is in the file: strict loading checks that it is complete
             for key, value in module.get_submodule(name).state_dict().items():
                 state_dict[f'{prefix}{name}.{key}'] = value
 

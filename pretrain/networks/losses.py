@@ -1,6 +1,6 @@
-"""Losses of ADDP and of the token predictor: cross entropy with label smoothing on masked places (pure functions).
+"""Losses of ADDP and of the token predictor: cross entropy with label smoothing over masked tokens (pure functions).
 
-Always computed in float32, also under autocast. Shapes: B images, L places, V vocabulary, K codes.
+Always computed in float32, also under autocast. Shapes: B images, L tokens, V vocabulary, K codes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ LABEL_SMOOTHING = 0.1
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of values (B, L) over the places where mask (B, L, bool) is True.
+    """The mean of values (B, L) over the tokens where mask (B, L, bool) is True.
 
     Raises:
         ValueError: If the shapes differ.
     """
     if values.shape != mask.shape:
         raise ValueError(f'the mask must have the shape of the values, {tuple(values.shape)}, got {tuple(mask.shape)}')
-    # Selecting, not multiplying by 0, so that an infinity at an unmasked place cannot make the mean NaN.
+    # Selecting, not multiplying by 0, so that an infinity at an unmasked token cannot make the mean NaN.
     return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum().clamp(min=1)
 
 
@@ -34,7 +34,7 @@ def masked_soft_cross_entropy(
     Args:
         logits: (B, L, V).
         target: (B, L, K) with K <= V, rows summing to 1.
-        mask: (B, L) bool; only True places count.
+        mask: (B, L) bool; only True tokens count.
         label_smoothing: s in [0, 1).
 
     Returns:
@@ -64,7 +64,7 @@ def masked_cross_entropy(
     Args:
         logits: (B, L, K).
         tokens: (B, L) int64 in [0, K).
-        mask: (B, L) bool; only True places count.
+        mask: (B, L) bool; only True tokens count.
         label_smoothing: In [0, 1).
 
     Returns:

@@ -1,7 +1,7 @@
-"""The token predictor: MAGE's transformer, which fills in masked tokens (reference: ``mage-vit{b,l}-1600``).
+"""The token predictor: MAGE's transformer, which fills in masked tokens (released as ``mage-vit{b,l}-1600``).
 
 Frozen while ADDP trains; :meth:`TokenPredictor.training_loss` trains one from scratch. Parameter names are those of the
-released file. Shapes: B images, L places, C width, K codes.
+released file. Shapes: B images, L tokens, C width, K codes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from torch.nn import functional as F
 
 from addp_backbone.layers.block import NORM_EPS, Block
 from addp_backbone.networks.arch import Arch, get_arch
-from pretrain.networks.common import EMBEDDING_STD, init_position, init_position_waves, init_transformer
-from pretrain.networks.decoder import TokenHead
+from pretrain.networks.common import (
+    EMBEDDING_STD,
+    TokenHead,
+    Vocabulary,
+    init_position,
+    init_position_waves,
+    init_transformer,
+)
 from pretrain.networks.losses import LABEL_SMOOTHING, masked_cross_entropy
-from pretrain.networks.mask_schedule import true_places
-from pretrain.networks.vocabulary import Vocabulary
+from pretrain.networks.mask_schedule import true_indices
 
 
 class TokenEmbedding(nn.Module):
@@ -29,7 +34,7 @@ class TokenEmbedding(nn.Module):
         vocabulary_size: Number of ids.
         length: Number of positions.
         width: Channels of a token.
-        dropout: Dropout on the result.
+        dropout: Dropout probability of the embeddings.
     """
 
     def __init__(self, vocabulary_size: int, length: int, width: int, dropout: float) -> None:
@@ -45,18 +50,21 @@ class TokenEmbedding(nn.Module):
 
 
 class TokenPredictor(nn.Module):
-    """Predicts the tokens at masked places from those at the others.
+    """Predicts the masked tokens of an image from the others.
 
     Args:
-        arch: Encoder's size: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
+        arch: Size of the encoder: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
         decoder_depth: Number of decoder blocks.
         decoder_num_heads: Attention heads of the decoder.
-        num_tokens: Number L of places of an image.
+        num_tokens: Number L of tokens of an image.
         num_codes: Number K of codes.
-        dropout: Dropout in embedding and blocks, in force in train mode only.
-        position_waves: Whether positions start from waves
-            (:func:`pretrain.networks.common.init_position_waves`), which needs a square grid; otherwise from
-            random vectors, as published. Loading weights overwrites either.
+        dropout: Dropout probability in embedding and blocks, in train mode only.
+        position_waves: Whether position embeddings are initialised with waves
+            (:func:`pretrain.networks.common.init_position_waves`; needs a square grid) instead of random vectors, as
+            published. Loading weights overwrites either.
+
+    Raises:
+        ValueError: If ``position_waves`` is set and the tokens do not form a square.
     """
 
     def __init__(
@@ -90,16 +98,15 @@ class TokenPredictor(nn.Module):
             side = math.isqrt(num_tokens)
             if side**2 != num_tokens:
                 raise ValueError(f'position_waves needs a square grid of tokens, got {num_tokens} tokens')
-            init_position_waves(
-                (side, side), EMBEDDING_STD, self.token_emb.position_embeddings.weight
-            )  # as strong as words
+            # As strong as the word embeddings they are added to.
+            init_position_waves((side, side), EMBEDDING_STD, self.token_emb.position_embeddings.weight)
             init_position_waves((side, side), 1.0, self.decoder_pos_embed_learned)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Predicts the distribution of the token at every place.
+        """Predicts the distribution of every token.
 
         Args:
-            tokens: (B, L) int64 in [0, K); those at masked places are not read.
+            tokens: (B, L) int64 in [0, K); masked ones are not read.
             mask: (B, L) bool, True = to be predicted.
 
         Returns:
@@ -108,12 +115,12 @@ class TokenPredictor(nn.Module):
         return self.predict_logits(tokens, mask).float().softmax(-1)
 
     def predict_logits(self, tokens: Tensor, mask: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Scores the codes at every place.
+        """Scores the codes for every token.
 
         Args:
-            tokens: (B, L) int64 in [0, K); those at masked places are not read.
+            tokens: (B, L) int64 in [0, K); masked ones are not read.
             mask: (B, L) bool, True = to be predicted.
-            dropped: (B, L) bool within ``mask``, equally many in each row: places left out of the encoder's sequence.
+            dropped: (B, L) bool within ``mask``, equally many in each row: tokens left out of the encoder's sequence.
 
         Returns:
             (B, L, K).
@@ -130,7 +137,7 @@ class TokenPredictor(nn.Module):
         ids = F.pad(ids, (1, 0), value=self.vocabulary.class_id)  # (B, 1 + L)
         x = self._encode(self.token_emb(ids), dropped)  # (B, 1 + L, C)
         hidden = F.pad(mask, (1, 0), value=False)[..., None]
-        x = torch.where(hidden, x[:, :1], x)  # the encoder's cls output stands in for masked places
+        x = torch.where(hidden, x[:, :1], x)  # the encoder's cls output replaces masked tokens
         x = self.decoder_norm(self.decoder_blocks(x + self.decoder_pos_embed_learned))
         logits = self.mlm_layer(x[:, 1:], self.token_emb.word_embeddings.weight)  # (B, L, V)
         return logits[..., : self.vocabulary.num_codes]
@@ -138,13 +145,13 @@ class TokenPredictor(nn.Module):
     def training_loss(
         self, tokens: Tensor, mask: Tensor, dropped: Tensor, label_smoothing: float = LABEL_SMOOTHING
     ) -> Tensor:
-        """MAGE's objective: cross entropy with label smoothing over the codes, at masked places.
+        """MAGE's objective: cross entropy with label smoothing over the codes, averaged over the masked tokens.
 
         Args:
             tokens: (B, L) int64 in [0, K), the true tokens.
             mask: (B, L) bool.
             dropped: (B, L) bool within ``mask`` (see :func:`pretrain.networks.mask_schedule.draw_predictor_masks`).
-            label_smoothing: In [0, 1).
+            label_smoothing: Label smoothing in [0, 1).
 
         Returns:
             A scalar, float32.
@@ -152,9 +159,9 @@ class TokenPredictor(nn.Module):
         return masked_cross_entropy(self.predict_logits(tokens, mask, dropped), tokens, mask, label_smoothing)
 
     def _encode(self, x: Tensor, dropped: Tensor | None) -> Tensor:
-        """Runs the encoder and ``decoder_embed`` on (B, 1 + L, C); at dropped places the result is cls's."""
+        """Runs the encoder and ``decoder_embed`` on (B, 1 + L, C); dropped tokens get the output of cls."""
         if dropped is None:
             return self.decoder_embed(self.norm(self.blocks(x)))
-        kept = true_places(~F.pad(dropped, (1, 0), value=False))[..., None].expand(-1, -1, x.shape[-1])
+        kept = true_indices(~F.pad(dropped, (1, 0), value=False))[..., None].expand(-1, -1, x.shape[-1])
         y = self.decoder_embed(self.norm(self.blocks(x.gather(1, kept))))  # (B, kept, C), cls first
         return y[:, :1].expand_as(x).scatter(1, kept, y)

@@ -1,8 +1,9 @@
-"""The VQGAN tokenizer: images to ids of a codebook and back (reference: ``vqgan_jax_strongaug``).
+"""The VQGAN tokenizer: images to ids of a codebook and back (released as ``vqgan_jax_strongaug``).
 
 It differs from the usual VQGAN: no attention, average pooling between levels, convolutions without bias in the residual
 blocks, and a shortcut that acts on the branch's output. Parameter names are those of the released file. How to train
-one is in ``tokenizer_training.py``. Shapes: B images, g x g grid, L = g * g places, C latent channels, K codes.
+one is in ``pretrain/training/tokenizer_objective.py``. Shapes: B images, g x g grid, L = g * g tokens, C latent channels,
+K codes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def _prepare(x: Tensor, first_layer: nn.Conv2d) -> Tensor:
-    """Gives a network's input its precision and plain NCHW layout.
+    """Converts the input of a network to its precision and to plain NCHW layout.
 
     In channels-last layout GroupNorm on a CPU loses precision (latents are off 40 times further, measured: 2e-4 instead
     of 5e-6), which is enough to change tokens.
@@ -52,8 +53,8 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        dropout: Dropout before the second convolution.
-        norm_groups: Groups of the GroupNorm layers.
+        dropout: Dropout probability before the second convolution.
+        norm_groups: Number of groups of the GroupNorm layers.
     """
 
     def __init__(
@@ -126,8 +127,8 @@ class TokenizerEncoder(nn.Module):
         widths: Channels of each level, finest first.
         num_res_blocks: Residual blocks of a level.
         latent_channels: Channels of the output.
-        dropout: Dropout in the residual blocks.
-        norm_groups: Groups of the GroupNorm layers.
+        dropout: Dropout probability in the residual blocks.
+        norm_groups: Number of groups of the GroupNorm layers.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class TokenizerEncoder(nn.Module):
 
 
 class TokenizerDecoder(nn.Module):
-    """Latents to image. Arguments as in :class:`TokenizerEncoder`; ``up[0]`` is the finest level, as in the released file."""
+    """Latents to images; ``up[0]`` is the finest level, as in the released file. Arguments: see the encoder."""
 
     def __init__(
         self, widths: Sequence[int], num_res_blocks: int, latent_channels: int, dropout: float, norm_groups: int
@@ -191,16 +192,18 @@ class Codebook(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Finds the nearest code (squared Euclidean distance) of every place of latents (B, C, g, g).
+        """Finds the code nearest to each of the latents (B, C, g, g), by squared Euclidean distance.
 
-        Runs in float32 whatever the precision around it. Distances by matrix product find the nearest two codes; which
-        of both is nearer is decided by their differences, as the product's rounding can exceed the gap between them.
+        Always runs in float32. Distances by matrix product find the two nearest codes; exact differences decide between
+        them, because the rounding of the product can exceed the gap between the two.
         """
         B, C, H, W = latents.shape
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             z = latents.float().permute(0, 2, 3, 1).reshape(-1, C)  # (BL, C)
             codes = self.embedding.weight.float()
-            distances = torch.addmm(codes.square().sum(1), z, codes.t(), alpha=-2)  # (BL, K), up to |z|^2 of each place
+            distances = torch.addmm(
+                codes.square().sum(1), z, codes.t(), alpha=-2
+            )  # (BL, K), without |z|^2, which is the same for all codes
             nearest = distances.topk(min(2, len(codes)), largest=False).indices  # (BL, 2)
             choice = (z[:, None] - codes[nearest]).square().sum(-1).argmin(1, keepdim=True)
             tokens = nearest.gather(1, choice).reshape(B, H * W)
@@ -216,15 +219,18 @@ class VQGANTokenizer(nn.Module):
     """Encoder, codebook and decoder. Whatever precision it runs in, its inputs and outputs are float32.
 
     Args:
-        base_channels: Channels of the finest level; it and every level's width must be multiples of ``norm_groups``.
-        channel_multipliers: Width of each level over ``base_channels``, finest first. The patch size is 2**(levels -
-            1).
+        base_channels: Channels of the finest level; the width of every level must be a multiple of ``norm_groups``.
+        channel_multipliers: Width of each level divided by ``base_channels``, finest first. The patch size is
+            2**(levels - 1).
         num_res_blocks: Residual blocks of a level.
         latent_channels: Channels C of a code.
         num_codes: Number of codes K.
-        dropout: Dropout in the residual blocks (training a tokenizer only).
-        norm_groups: Groups of the GroupNorm layers. A group of one channel loses its mean and contrast, and with them
-            the image's: give narrow networks few groups (the released one has four channels and more in a group).
+        dropout: Dropout probability in the residual blocks, when a tokenizer is trained.
+        norm_groups: Number of groups of the GroupNorm layers. A group of one channel loses its mean and contrast, and
+            with them the image's: give narrow networks few groups (the released one has at least four channels a group).
+
+    Raises:
+        ValueError: If a level's width is not a multiple of ``norm_groups``.
     """
 
     def __init__(
@@ -262,14 +268,17 @@ class VQGANTokenizer(nn.Module):
         self.decoder.to(dtype)
 
     def lay_out(self) -> None:
-        """Gives the weights the layout of the inputs (channels last), lest every call converts them: in bfloat16 on a CPU 2.5 times the time."""
+        """Stores the weights in channels-last layout, once, instead of converting them in every call.
+
+        In bfloat16 on a CPU the conversions take 2.5 times the time of the network.
+        """
         self.to(memory_format=torch.channels_last)
 
     def encode_continuous(self, images: Tensor) -> Tensor:
-        """Latents (B, C, g, g) float32 of images (B, 3, H, W) in [0, 1], before quantisation.
+        """The latents (B, C, g, g) float32 of images (B, 3, H, W) in [0, 1], before quantisation.
 
         Raises:
-            ValueError: If H or W is no multiple of the patch size.
+            ValueError: If H or W is not a multiple of the patch size.
         """
         H, W = images.shape[-2:]
         if H % self.patch_size or W % self.patch_size:
@@ -299,7 +308,7 @@ class VQGANTokenizer(nn.Module):
         return self.quantize.lookup(tokens, grid)
 
     def soft_latents(self, probs: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The expected code vector of every place (soft embedding; section 1, step 3 of the method).
+        """The expected code vector of every token: the mean of the codebook under the predicted distribution.
 
         Args:
             probs: (B, H * W, K), rows sum to 1.

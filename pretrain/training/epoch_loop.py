@@ -1,4 +1,4 @@
-"""Training counted in iterations, with a length given in epochs (recipes are in epochs, resume and logs in iterations)."""
+"""Training counted in iterations, with a length in epochs: recipes count epochs, resume and logs count iterations."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch.utils.data import DataLoader
 
 @LOOPS.register_module()
 class EpochCountedTrainLoop(IterBasedTrainLoop):
-    """``IterBasedTrainLoop`` of ``max_epochs`` passes over the data set, whatever the global batch.
+    """``IterBasedTrainLoop`` of ``max_epochs`` passes over the data set, for any global batch size.
 
     An epoch is ``ceil(images / (batch_size * processes))`` iterations. Schedulers that say ``by_epoch=True`` and
-    ``convert_to_iter_based=True`` end, if they name no end, with the last epoch. Gradient accumulation changes neither:
-    iterations count batches, and so do the schedulers.
+    ``convert_to_iter_based=True`` end with the last epoch unless they name another end. Gradient accumulation changes
+    neither: iterations and schedulers both count batches.
 
     Args:
-        runner: mmengine's.
+        runner: mmengine's runner.
         dataloader: The data loader or its config.
-        max_epochs: Number of epochs.
-        stop_after_iters: Ends the run early without changing the schedule, to measure speed or to split a run into
-            jobs.
-        val_begin: First iteration after which to validate.
-        val_interval: Iterations between validations.
+        max_epochs: Number of epochs, at least 1.
+        val_begin: Iteration after which the first validation may take place.
+        val_interval: Number of iterations between validations.
+
+    Raises:
+        ValueError: If ``max_epochs`` is less than 1.
     """
 
     def __init__(
@@ -32,7 +33,6 @@ class EpochCountedTrainLoop(IterBasedTrainLoop):
         runner: Runner,
         dataloader: DataLoader | dict[str, Any],
         max_epochs: int,
-        stop_after_iters: int | None = None,
         val_begin: int = 1,
         val_interval: int = 1000,
     ) -> None:
@@ -41,5 +41,3 @@ class EpochCountedTrainLoop(IterBasedTrainLoop):
             raise ValueError(f'max_epochs must be at least 1, got {max_epochs}')
         self._max_epochs = max_epochs
         self._max_iters = max_epochs * len(self.dataloader)
-        if stop_after_iters is not None:
-            self._max_iters = min(self._max_iters, stop_after_iters)

@@ -1,7 +1,7 @@
 """The three networks as mmengine models: what a config trains.
 
 ``ADDPPretraining``, ``TokenizerTraining`` and ``TokenPredictorTraining`` take images (uint8 or [0, 255]) from the data
-loader and return losses and figures for the log. A config needs ``custom_imports=dict(imports=['pretrain.training'])``,
+loader and return losses and statistics for the log. A config needs ``custom_imports=dict(imports=['pretrain.training'])``,
 which registers all that pre-training configs name. Random draws (masks, dropout, revived codes) come from torch's
 global generator on the CPU, which the hook ``SeedEachIteration`` makes a function of (seed, rank, iteration).
 """
@@ -30,27 +30,23 @@ from pretrain.networks.mask_schedule import (
 )
 from pretrain.networks.token_predictor import TokenPredictor
 from pretrain.networks.tokenizer import VQGANTokenizer
-from pretrain.training import averaging, epoch_loop, hooks, picture_hook, weight_decay  # noqa: F401  (registers them)
-from pretrain.training.tokenizer_objective import (
-    CodebookUsage,
-    TokenizerObjective,
-    fill_codes,
-    peak_signal_to_noise_ratio,
-)
+from pretrain.training import epoch_loop, hooks, optimizers  # noqa: F401  (registers them)
+from pretrain.training.codebook import CodebookUsage, fill_codes
+from pretrain.training.tokenizer_objective import TokenizerObjective, peak_signal_to_noise_ratio
 from pretrain.weights.loading import load_network
 
 # Pixels 0..255 to [0, 1].
 PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0])
-# Mask ratios of the rows of a picture, in turn.
-PICTURE_RATIOS = (0.55, 0.7, 0.85, 1.0)
+# Mask ratios of the rows of a figure, in turn.
+FIGURE_RATIOS = (0.55, 0.7, 0.85, 1.0)
 
 
 class TrainingModel(BaseModel):
-    """What the three have in common.
+    """Base class of the three.
 
     Args:
-        init_cfg: Where weights come from, by network name (see :mod:`pretrain.weights.loading`).
-        data_preprocessor: mmengine's; None for pixels 0..255.
+        init_cfg: Sources of the weights by name of the network (see :mod:`pretrain.weights.loading`).
+        data_preprocessor: Config of a mmengine data preprocessor; None scales pixels in [0, 255] to [0, 1].
     """
 
     def __init__(self, init_cfg: Mapping[str, str | None] | None, data_preprocessor: Mapping[str, Any] | None) -> None:
@@ -58,26 +54,29 @@ class TrainingModel(BaseModel):
         self.sources = dict(init_cfg or {})
 
     def forward(self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'loss') -> dict[str, Tensor]:
-        """Returns losses (names with 'loss') and figures for the log.
+        """Returns losses (names with 'loss') and statistics for the log.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1].
-            data_samples: Not needed.
-            mode: 'loss', the only one.
+            data_samples: Unused; part of mmengine's interface.
+            mode: Must be 'loss'.
+
+        Raises:
+            NotImplementedError: If ``mode`` is another one.
         """
         if mode != 'loss':
             raise NotImplementedError(
                 f'{type(self).__name__} is for training (mode="loss"), got mode={mode!r}: there is nothing to '
-                'evaluate; look at the loss and the pictures in the work dir'
+                'evaluate; look at the loss and the figures in the work dir'
             )
         return self.compute_losses(inputs)
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
-        """Losses and figures of images (B, 3, H, W) in [0, 1]."""
+        """Losses and statistics of images (B, 3, H, W) in [0, 1]."""
         raise NotImplementedError
 
     def draw_columns(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The columns of a picture that shows whether training works: title -> images (N, 3, H, W) in [0, 1]."""
+        """The columns of a figure that shows whether training works: title -> images (N, 3, H, W) in [0, 1]."""
         raise NotImplementedError
 
 
@@ -87,8 +86,8 @@ class ADDPPretraining(TrainingModel):
 
     Args:
         network: Arguments of :class:`pretrain.ADDP`.
-        init_cfg: ``tokenizer`` and ``token_predictor`` (needed), ``addp`` (to go on from other weights than random
-            ones).
+        init_cfg: Sources of ``tokenizer`` and ``token_predictor`` (required), and of ``addp`` (random weights if left
+            out).
         data_preprocessor: See :class:`TrainingModel`.
     """
 
@@ -103,7 +102,7 @@ class ADDPPretraining(TrainingModel):
         self.addp.tokenizer.lay_out()
 
     def init_weights(self) -> None:
-        """Loads the frozen networks, which no checkpoint of this model holds; also before a resume."""
+        """Loads the frozen networks, which are in no checkpoint of this model; also before a resume."""
         report = load_network(self.addp, 'addp', self.sources['addp']) if self.sources.get('addp') is not None else None
         for name in ('tokenizer', 'token_predictor'):
             came_along = report is not None and name not in report.absent and self.sources.get(name) is None
@@ -111,11 +110,11 @@ class ADDPPretraining(TrainingModel):
                 load_network(self.addp.get_submodule(name), name, self.sources.get(name))
 
     def draw_masks(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """m_t and m_{t+1}, each (B, L) bool on the CPU: one pair of ratios for this batch of this rank."""
+        """Draws m_t and m_{t+1}, each (B, L) bool on the CPU: one pair of ratios for this batch of this rank."""
         return draw_masks(batch_size, self.addp.num_tokens)
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
-        """``loss``, the share of masked places, and the entropy of the soft target there, which the loss cannot fall below."""
+        """``loss``, the share of masked tokens, and the mean entropy of their soft targets, a lower bound of the loss."""
         mask, noisier_mask = (mask.to(images.device) for mask in self.draw_masks(len(images)))
         sample = self.addp.diffuse(images, mask, noisier_mask)
         entropy = torch.special.entr(sample.target.float()).sum(-1)[mask].mean()
@@ -123,9 +122,9 @@ class ADDPPretraining(TrainingModel):
 
     @torch.no_grad()
     def draw_columns(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Input, reconstruction, mask, noisy image x_t, and the decoded most likely prediction; rows have growing mask ratios."""
+        """Input, reconstruction, mask, noisy image x_t, decoded most likely prediction; mask ratios grow with the rows."""
         rows = [
-            self._draw_row(image[None], PICTURE_RATIOS[i % len(PICTURE_RATIOS)], generator)
+            self._draw_row(image[None], FIGURE_RATIOS[i % len(FIGURE_RATIOS)], generator)
             for i, image in enumerate(images)
         ]
         return {title: torch.cat([row[title] for row in rows]) for title in rows[0]}
@@ -140,7 +139,7 @@ class ADDPPretraining(TrainingModel):
             return {
                 'input': image,
                 'reconstruction': decode(addp.tokenizer.lookup(sample.tokens, addp.grid)),
-                f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(image, mask, addp.grid),
+                f'mask ({FIGURE_RATIOS[0]:g} .. {FIGURE_RATIOS[-1]:g})': grey_out(image, mask, addp.grid),
                 'noisy image': sample.noisy_images,
                 'most likely': decode(addp.tokenizer.lookup(torch.where(mask, predicted, sample.tokens), addp.grid)),
             }
@@ -148,14 +147,13 @@ class ADDPPretraining(TrainingModel):
 
 @MODELS.register_module()
 class TokenizerTraining(TrainingModel):
-    """VQGAN training; tokenizer and discriminator (if any) share an optimizer, as their losses reach their own weights only.
+    """VQGAN training; tokenizer and discriminator share an optimizer, as each loss reaches only the weights it trains.
 
     Args:
         tokenizer: Arguments of :class:`pretrain.VQGANTokenizer`.
         objective: Arguments of :class:`pretrain.training.tokenizer_objective.TokenizerObjective`.
-        usage: Arguments of :class:`pretrain.training.tokenizer_objective.CodebookUsage` but for the number of codes.
-        init_cfg: ``tokenizer`` (to go on from trained weights) and ``vgg16`` (torchvision's file, for the perceptual
-            term).
+        init_cfg: Sources of ``tokenizer`` (random weights if left out) and ``vgg16`` (torchvision's file; required with
+            the perceptual term).
         data_preprocessor: See :class:`TrainingModel`.
     """
 
@@ -165,14 +163,13 @@ class TokenizerTraining(TrainingModel):
         self,
         tokenizer: Mapping[str, Any],
         objective: Mapping[str, Any] | None = None,
-        usage: Mapping[str, Any] | None = None,
         init_cfg: Mapping[str, str | None] | None = None,
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg, data_preprocessor)
         self.tokenizer = VQGANTokenizer(**tokenizer)
         self.objective = TokenizerObjective(**(objective or {}))
-        self.usage = CodebookUsage(self.tokenizer.num_codes, **(usage or {}))
+        self.usage = CodebookUsage(self.tokenizer.num_codes)
         # Counted here and stored with the weights: the adversarial term starts at an iteration, also after a resume.
         self.register_buffer('num_iters', torch.zeros((), dtype=torch.long))
         self.latents: Tensor | None = None  # of the last batch, before quantisation
@@ -198,27 +195,27 @@ class TokenizerTraining(TrainingModel):
         self.objective.perceptual.load_vgg16(read_checkpoint(str(self.sources['vgg16'])))
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
-        """The objective's losses; PSNR (dB), share of codes in use and perplexity."""
+        """The losses of the objective, PSNR (dB), share of codes in use and perplexity."""
         iteration = int(self.num_iters)
         if iteration == self.objective.quantize_from_iters and self.sources.get('tokenizer') is None:
             self._start_codebook(images)
         losses, result = self.objective(self.tokenizer, images, iteration)
         self.num_iters += 1
-        figures = dict(psnr=peak_signal_to_noise_ratio(result.reconstruction, images))
+        statistics = dict(psnr=peak_signal_to_noise_ratio(result.reconstruction, images))
         if iteration >= self.objective.quantize_from_iters:
             self.latents = result.continuous.detach()
-            figures.update(self.usage.update(result.tokens))
-        return {**losses, **figures}
+            statistics.update(self.usage.update(result.tokens))
+        return {**losses, **statistics}
 
     @torch.no_grad()
     def _start_codebook(self, images: Tensor) -> None:
-        """Makes latents the first codes: a codebook far from the latents would be used at one or two codes only."""
+        """Initialises the codes with latents: of a codebook far from the latents only one or two codes would be used."""
         with evaluating(self):
-            everything = torch.ones(self.tokenizer.num_codes, dtype=torch.bool, device=images.device)
-            fill_codes(self.tokenizer, self.tokenizer.encode_continuous(images), everything)
+            all_codes = torch.ones(self.tokenizer.num_codes, dtype=torch.bool, device=images.device)
+            fill_codes(self.tokenizer, self.tokenizer.encode_continuous(images), all_codes)
 
     def revive_codes(self) -> int:
-        """Moves dead codes to latents of the last batch; returns how many. To be called after the optimizer's step."""
+        """Moves dead codes to latents of the last batch and returns their number; call it after the optimizer's step."""
         return 0 if self.latents is None else self.usage.revive(self.tokenizer, self.latents)
 
     @torch.no_grad()
@@ -233,11 +230,11 @@ class TokenPredictorTraining(TrainingModel):
     """MAGE's objective on the tokens of a frozen tokenizer.
 
     Args:
-        token_predictor: Arguments of :class:`pretrain.TokenPredictor` but for the numbers of tokens and codes, which
+        token_predictor: Arguments of :class:`pretrain.TokenPredictor`, without the numbers of tokens and codes, which
             follow.
         tokenizer: Arguments of :class:`pretrain.VQGANTokenizer`.
-        img_size: Side of the images, in pixels.
-        init_cfg: ``tokenizer`` (needed), ``token_predictor`` (to go on from trained weights).
+        img_size: Side of the square images, in pixels.
+        init_cfg: Sources of ``tokenizer`` (required) and ``token_predictor`` (random weights if left out).
         data_preprocessor: See :class:`TrainingModel`.
     """
 
@@ -269,17 +266,17 @@ class TokenPredictorTraining(TrainingModel):
         return self
 
     def init_weights(self) -> None:
-        """Loads the frozen tokenizer, which no checkpoint of this model holds; also before a resume."""
+        """Loads the frozen tokenizer, which is in no checkpoint of this model; also before a resume."""
         load_network(self.tokenizer, 'tokenizer', self.sources.get('tokenizer'))
         if self.sources.get('token_predictor') is not None:
             load_network(self.token_predictor, 'token_predictor', self.sources['token_predictor'])
 
     def draw_masks(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Masked and dropped places, each (B, L) bool on the CPU: one ratio for this batch of this rank."""
+        """Draws masked and dropped tokens, each (B, L) bool on the CPU: one ratio for this batch of this rank."""
         return draw_predictor_masks(batch_size, self.token_predictor.num_tokens)
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
-        """``loss`` and the share of masked places."""
+        """``loss`` and the share of masked tokens."""
         mask, dropped = (mask.to(images.device) for mask in self.draw_masks(len(images)))
         with torch.no_grad():
             tokens = self.tokenizer.encode(images).tokens
@@ -290,7 +287,7 @@ class TokenPredictorTraining(TrainingModel):
         """Input, reconstruction, masked input, decoded most likely prediction, decoded expectation (ADDP's noisy image)."""
         num_tokens = self.token_predictor.num_tokens
         noise = torch.rand(len(images), num_tokens, generator=generator)
-        counts = [num_masked(PICTURE_RATIOS[i % len(PICTURE_RATIOS)], num_tokens) for i in range(len(images))]
+        counts = [num_masked(FIGURE_RATIOS[i % len(FIGURE_RATIOS)], num_tokens) for i in range(len(images))]
         masks = [masks_from_noise(row[None], count)[0] for row, count in zip(noise, counts, strict=True)]
         mask = torch.cat(masks).to(images.device)
         with evaluating(self):
@@ -301,7 +298,7 @@ class TokenPredictorTraining(TrainingModel):
             return {
                 'input': images,
                 'reconstruction': tokenizer.decode(latents),
-                f'mask ({PICTURE_RATIOS[0]:g} .. {PICTURE_RATIOS[-1]:g})': grey_out(images, mask, self.grid),
+                f'mask ({FIGURE_RATIOS[0]:g} .. {FIGURE_RATIOS[-1]:g})': grey_out(images, mask, self.grid),
                 'most likely': tokenizer.decode(
                     tokenizer.lookup(torch.where(mask, probs.argmax(-1), tokens), self.grid)
                 ),

@@ -1,7 +1,9 @@
-"""Training a VQGAN tokenizer: straight-through pass, losses, codebook usage and revival of dead codes.
+"""Training a VQGAN tokenizer: the straight-through pass and its losses.
 
-The published code has no such part (it uses a released tokenizer), so the recipe is VQGAN's: pixel and codebook losses,
-optionally a perceptual and an adversarial term. Shapes: B images, L places, C latent channels, K codes.
+The published code does not train a tokenizer (it uses a released one), so the recipe is VQGAN's: pixel and codebook
+losses, optionally a perceptual and an adversarial term. How codes stay in use is in ``codebook.py``.
+
+Shapes: B images, L tokens, C latent channels.
 """
 
 from __future__ import annotations
@@ -10,13 +12,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import all_reduce, broadcast
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torchvision.models.vgg import cfgs, make_layers
 
+from addp_backbone.files.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.networks.tokenizer import VQGANTokenizer
-from pretrain.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
-from pretrain.training.perceptual import PerceptualDistance
+
+_NORM_GROUPS = 8
+_ADAPTIVE_WEIGHT_MAX = 1e4
+_TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
+_CLASSIFIER = 'classifier.'
 
 
 class TokenizerPass(NamedTuple):
@@ -36,10 +43,14 @@ class TokenizerPass(NamedTuple):
 
 
 def reconstruct(tokenizer: VQGANTokenizer, images: Tensor, quantize: bool = True) -> TokenizerPass:
-    """Encodes, quantises and decodes images (B, 3, H, W) in [0, 1]; the encoder gets the decoder's gradients unchanged.
+    """Encodes, quantises and decodes images; the encoder gets the decoder's gradients unchanged (straight-through).
 
-    (Straight-through estimator: van den Oord et al. 2017, section 3.2.) Without ``quantize`` the decoder gets the
-    continuous latents.
+    Source: van den Oord et al. 2017, section 3.2.
+
+    Args:
+        tokenizer: The trained tokenizer.
+        images: (B, 3, H, W) in [0, 1].
+        quantize: False decodes the continuous latents instead of the code vectors.
     """
     continuous = tokenizer.encode_continuous(images)
     tokens, quantized = tokenizer.quantize(continuous)
@@ -51,16 +62,16 @@ class TokenizerObjective(nn.Module):
     """The losses of tokenizer training, ready to be added up and differentiated in one backward pass.
 
     Args:
-        pixel_weight: Of the mean absolute error.
-        codebook_weight: Of the loss that pulls codes to latents.
-        commitment_weight: Of the loss that pulls latents to codes (van den Oord et al.: 0.25).
-        perceptual_weight: Of the VGG16 distance; 0 leaves it out. Its weights are loaded by
-            ``objective.perceptual.load_vgg16(state_dict)``.
-        adversarial_weight: Of the adversarial term, times the adaptive weight; 0 leaves the discriminator out.
-        adversarial_start_iters: Iterations before the adversarial term (and the discriminator's learning) sets in.
+        pixel_weight: Weight of the mean absolute error.
+        codebook_weight: Weight of the loss that pulls codes towards latents.
+        commitment_weight: Weight of the loss that pulls latents towards codes (van den Oord et al.: 0.25).
+        perceptual_weight: Weight of the VGG16 distance; 0 leaves it out. ``objective.perceptual.load_vgg16(state_dict)``
+            loads its weights.
+        adversarial_weight: Factor of the adversarial term, times the adaptive weight; 0 leaves the discriminator out.
+        adversarial_start_iters: First iteration (from 0) with the adversarial term and a discriminator that learns.
         discriminator: Arguments of :class:`PatchDiscriminator`.
-        quantize_from_iters: Iterations at the start in which latents are not quantised, so that the codebook begins
-            among latents that mean something; short trainings gain by it.
+        quantize_from_iters: First iteration (from 0) in which latents are quantised. Until then the autoencoder trains
+            without a codebook, whose codes then start from meaningful latents; short trainings gain by it.
     """
 
     def __init__(
@@ -88,16 +99,16 @@ class TokenizerObjective(nn.Module):
     def forward(
         self, tokenizer: VQGANTokenizer, images: Tensor, iteration: int = 0
     ) -> tuple[dict[str, Tensor], TokenizerPass]:
-        """Computes all losses, weighted; their sum is to be minimised by tokenizer and discriminator alike.
+        """Computes all losses, weighted; tokenizer and discriminator both minimise their sum.
 
         Args:
-            tokenizer: In train mode.
+            tokenizer: The trained tokenizer, in train mode.
             images: (B, 3, H, W) in [0, 1].
             iteration: Number of iterations done, for ``adversarial_start_iters`` and ``quantize_from_iters``.
 
         Returns:
-            Scalars ``loss_pixel``, ``loss_codebook``, ``loss_commitment`` and, where switched on, ``loss_perceptual``,
-            ``loss_adversarial`` and ``loss_discriminator``; and the pass they were computed from.
+            A dict of the scalars ``loss_pixel``, ``loss_codebook``, ``loss_commitment`` and, where switched on, ``loss_perceptual``,
+            ``loss_adversarial`` and ``loss_discriminator``; and the pass that they were computed from.
         """
         quantize = iteration >= self.quantize_from_iters
         result = reconstruct(tokenizer, images, quantize)
@@ -134,88 +145,122 @@ class TokenizerObjective(nn.Module):
         }
 
 
-class CodebookUsage(nn.Module):
-    """Keeps a running average of how often each code is used, over all processes, and revives codes that no one uses.
+class PerceptualDistance(nn.Module):
+    """The mean squared difference of unit-length VGG16 features at five depths, summed over the depths.
 
-    It starts from equal use, so that a good codebook that is trained further is left alone at first.
-
-    Args:
-        num_codes: Number of codes K.
-        decay: Of the running average, per update.
-        dead_below: A code is dead when used less often than this share of the average use.
+    This is LPIPS without its learned channel weights. It is built without weights: call :meth:`load_vgg16` with those of torchvision's ``vgg16-397923af.pth``, which the user
+    downloads from https://download.pytorch.org/models/. The network is frozen, and always in eval mode.
     """
 
-    shares: Tensor
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, num_codes: int, decay: float = 0.95, dead_below: float = 0.1) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.decay = decay
-        self.dead_below = dead_below
-        self.register_buffer('shares', torch.full((num_codes,), 1 / num_codes))
+        self.features = make_layers(cfgs['D']).requires_grad_(False)
+        self.loaded = False
+        self.register_buffer('mean', torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        for layer in self.features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # the taps are read after later layers have run
 
-    @property
-    def dead(self) -> Tensor:
-        """(K,) bool, True = hardly used."""
-        return self.shares < self.dead_below / len(self.shares)
+    def load_vgg16(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads torchvision's VGG16; its classifier is left out, as the distance reads features only.
 
-    @torch.no_grad()
-    def update(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Counts tokens (B, L) and returns figures of this batch for the log.
-
-        Returns:
-            ``codebook_used``, the share of codes that occur, and ``perplexity``, the exponential of the entropy of
-            their frequencies: between 1 (one code) and K (all equally often).
+        Raises:
+            RuntimeError: If the state dict is not that of torchvision's ``vgg16``.
         """
-        counts = torch.bincount(tokens.flatten(), minlength=len(self.shares)).float()
-        all_reduce(counts)
-        shares = counts / counts.sum()
-        self.shares.mul_(self.decay).add_(shares, alpha=1 - self.decay)
-        return {'codebook_used': (counts > 0).float().mean(), 'perplexity': torch.special.entr(shares).sum().exp()}
+        self.load_state_dict({name: value for name, value in state_dict.items() if not name.startswith(_CLASSIFIER)})
+        self.loaded = True
 
-    @torch.no_grad()
-    def revive(self, tokenizer: VQGANTokenizer, continuous: Tensor, generator: torch.Generator | None = None) -> int:
-        """Moves dead codes to latents of this batch and lets them count as used on average again.
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """The mean distance, a scalar, of images and others (B, 3, H, W) in [0, 1]; gradients flow into both.
 
-        To be called after the optimizer's step, as it writes to the codebook.
-
-        Args:
-            tokenizer: Its codebook is changed.
-            continuous: (B, C, g, g), latents before quantisation.
-            generator: Source of randomness, on the CPU; torch's global one if None. Rank 0's draw holds for all.
-
-        Returns:
-            Number of codes revived.
+        Raises:
+            RuntimeError: If no weights were loaded.
         """
-        dead = self.dead
-        fill_codes(tokenizer, continuous, dead, generator)
-        self.shares[dead] = 1 / len(self.shares)
-        return int(dead.sum())
+        if not self.loaded:
+            raise RuntimeError(
+                "the perceptual distance has no weights: pass those of torchvision's vgg16-397923af.pth to "
+                'load_vgg16(), or train without the perceptual term (perceptual_weight=0)'
+            )
+        x = (torch.cat((images, others)) - self.mean) / self.std
+        distance = x.new_zeros(())
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in _TAPS:
+                a, b = nn.functional.normalize(x.float(), dim=1).chunk(2)
+                distance = distance + (a - b).square().sum(1).mean()
+            if i == _TAPS[-1]:
+                break
+        return distance
 
 
-@torch.no_grad()
-def fill_codes(
-    tokenizer: VQGANTokenizer, continuous: Tensor, which: Tensor, generator: torch.Generator | None = None
-) -> None:
-    """Overwrites codes with latents drawn from a batch; also the way to start a new codebook, with all codes.
+class PatchDiscriminator(nn.Module):
+    """Scores overlapping patches of an image as real or reconstructed (PatchGAN).
+
+    GroupNorm replaces PatchGAN's BatchNorm, so that the scores of an image depend neither on the rest of its batch nor
+    on the number of processes.
 
     Args:
-        tokenizer: Its codebook is changed.
-        continuous: (B, C, g, g), latents before quantisation; drawn without repetition as far as they go round.
-        which: (K,) bool, the codes to overwrite; the same on all processes.
-        generator: Source of randomness, on the CPU; torch's global one if None. Rank 0's draw holds for all.
+        base_channels: Channels after the first layer; a multiple of 8.
+        num_layers: Number of layers that halve the resolution; widths double up to eight times ``base_channels``.
     """
-    number = int(which.sum())
-    if number == 0:
-        return
-    latents = continuous.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (BL, C)
-    order = torch.randperm(len(latents), generator=generator)
-    chosen = order.repeat(-(-number // len(order)))[:number].to(latents.device)
-    codes = latents[chosen].contiguous()
-    broadcast(codes)
-    tokenizer.codebook[which] = codes.to(tokenizer.codebook.dtype)
+
+    def __init__(self, base_channels: int = 64, num_layers: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, base_channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = base_channels
+        for i in range(1, num_layers + 1):
+            before, width = width, base_channels * min(2**i, 8)
+            stride = 2 if i < num_layers else 1
+            layers += [
+                nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(_NORM_GROUPS, width),
+                nn.LeakyReLU(0.2),
+            ]
+        layers.append(nn.Conv2d(width, 1, 4, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (B, 1, h, w) of images (B, 3, H, W); positive = real."""
+        return self.layers(images)
+
+
+def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
+    """The hinge loss of the discriminator; only the discriminator gets gradients."""
+    real = discriminator(images.detach()).float()
+    fake = discriminator(reconstruction.detach()).float()
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def generator_loss(discriminator: nn.Module, reconstruction: Tensor) -> Tensor:
+    """The adversarial loss of the tokenizer; the parameters of the discriminator get no gradients.
+
+    So this loss and the discriminator's can be added and differentiated in one backward pass.
+    """
+    constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    return -functional_call(discriminator, constants, (reconstruction,)).float().mean()
+
+
+def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_weight: Tensor) -> Tensor:
+    """The weight that gives both losses' gradients the same norm at the decoder's last layer (VQGAN, section 3.1).
+
+    Args:
+        reconstruction_loss: Scalar loss with a graph.
+        adversarial_loss: Scalar loss with a graph.
+        last_weight: Weight of the decoder's last layer.
+
+    Returns:
+        A scalar without gradient, in [0, 1e4].
+    """
+    (wanted,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
+    (given,) = torch.autograd.grad(adversarial_loss, last_weight, retain_graph=True)
+    return (wanted.norm() / (given.norm() + 1e-4)).clamp(0, _ADAPTIVE_WEIGHT_MAX).detach()
 
 
 def peak_signal_to_noise_ratio(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """PSNR in dB, a scalar: the mean over the images (B, 3, H, W) in [0, 1]; the reconstruction is clamped."""
+    """PSNR in dB, averaged over the images (B, 3, H, W) in [0, 1]; the reconstruction is clamped to [0, 1]."""
     error = (reconstruction.detach().clamp(0, 1) - images).square().flatten(1).mean(1)
     return -10 * error.clamp(min=1e-10).log10().mean()

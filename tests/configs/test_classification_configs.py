@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from running import run_tool
+from stopping import stopped_after
 from tiny_classes import CLASSES, ROOT, small_leaf, write_classes
 
 from addp_backbone.checkpoint.convert import read_checkpoint
@@ -113,7 +114,7 @@ def test_the_schedule_at_batch_1024_ends_at_1e_6(name: str, lr: float, epochs: i
 @pytest.mark.parametrize('name', LEAVES)
 def test_a_leaf_trains_and_evaluates_at_toy_size(name: str, class_folders: Path, tmp_path: Path) -> None:
     leaf = small_leaf(tmp_path / 'leaf.py', name, class_folders)
-    run_tool('train', leaf, '--work-dir', tmp_path / 'run', options=('train_cfg.stop_after_iters=1', 'log_level=ERROR'))
+    run_tool('train', leaf, '--work-dir', tmp_path / 'run', options=(*stopped_after(1), 'log_level=ERROR'))
     log = next((tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text(encoding='utf-8')
     assert 'accuracy/top1' in log and 'accuracy/top5' in log
     checkpoint = read_checkpoint(tmp_path / 'run' / 'iter_1.pth')

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from stopping import stopped_after
 from tiny_addp import TOKENIZER
 from tiny_training import CONFIGS, NETWORK, PREDICTOR, make_images, train, write_leaf
 
@@ -40,7 +41,7 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize('name', EPOCHS)
 def test_every_config_trains_at_tiny_size(images, tmp_path, name):
     config = write_leaf(tmp_path, name, images, tiny_model(name))
-    work_dir = train(config, tmp_path / 'run', options=('train_cfg.stop_after_iters=1',))
+    work_dir = train(config, tmp_path / 'run', options=stopped_after(1))
     checkpoint = torch.load(work_dir / 'iter_1.pth', weights_only=False)
     assert ('ema_state_dict' in checkpoint) == name.endswith('ema')
     scheduler = checkpoint['param_schedulers'][-1]

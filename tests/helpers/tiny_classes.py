@@ -25,8 +25,8 @@ def write_classes(root: Path) -> Path:
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 noise = rng.integers(-20, 20, (SIDE_PX + 8, SIDE_PX, 3))
-                picture = np.clip(np.array(COLOURS[label]) + noise, 0, 255).astype(np.uint8)
-                Image.fromarray(picture).save(root / split / name / f'{i}.png')
+                image = np.clip(np.array(COLOURS[label]) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(image).save(root / split / name / f'{i}.png')
     return root
 
 

@@ -27,7 +27,7 @@ MODELS = dict(
 
 
 def make_images(folder: Path) -> Path:
-    """Smooth random pictures, 40 x 48 px."""
+    """Smooth random images, 40 x 48 px."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(NUM_IMAGES):
@@ -56,7 +56,7 @@ def write_leaf(folder: Path, base: str, images: Path, model: dict, **changes: ob
             dataset=dict(data_root=str(images), data_prefix='', pipeline=pipeline),
         ),
         default_hooks=dict(
-            logger=dict(interval=1), checkpoint=dict(interval=2), picture=dict(interval=1000, num_images=2)
+            logger=dict(interval=1), checkpoint=dict(interval=2), figure=dict(interval=1000, num_images=2)
         ),
         log_processor=dict(window_size=1),
         **changes,

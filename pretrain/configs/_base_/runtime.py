@@ -1,4 +1,4 @@
-"""Runtime of pre-training: logs (text, JSON lines, TensorBoard), checkpoints, images, exact resume, bad losses."""
+"""Runtime of pre-training: logs (text, JSON lines, TensorBoard), checkpoints, figures, exact resume, bad losses."""
 
 default_scope = 'mmengine'
 custom_imports = dict(imports=['pretrain.training'], allow_failed_imports=False)
@@ -10,8 +10,8 @@ default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     throughput=dict(type='ThroughputHook'),  # images/s, and memory where there is no CUDA
-    picture=dict(type='PictureHook', interval=2000),
-)  # work_dir/pictures/iter_*.png
+    figure=dict(type='FigureHook', interval=2000),
+)  # work_dir/figures/iter_*.png
 custom_hooks = [
     dict(type='SeedEachIteration'),  # a resumed run draws what the unbroken one would have drawn, masks included
     dict(type='StopOnBadLoss'),  # the last good checkpoint stays

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from running import logged_losses, run_tool
+from stopping import stopped_after
 from tiny_classes import CLASSES, NUM_VAL, ROOT, small_leaf, write_classes
 
 from addp_backbone.checkpoint.convert import read_checkpoint
@@ -44,7 +45,7 @@ def test_a_resumed_run_ends_with_the_unbroken_runs_losses_and_weights(
     leaf = small_leaf(tmp_path / 'leaf.py', name, class_folders)
     unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
     run_tool('train', leaf, '--work-dir', unbroken, options=TWO_EPOCHS)
-    run_tool('train', leaf, '--work-dir', broken, options=(*TWO_EPOCHS, 'train_cfg.stop_after_iters=3'))
+    run_tool('train', leaf, '--work-dir', broken, options=(*TWO_EPOCHS, *stopped_after(3)))
     run_tool('train', leaf, '--work-dir', broken, '--resume', options=TWO_EPOCHS)
     wanted, found = logged_losses(unbroken), logged_losses(broken)
     assert sorted(found) == list(range(1, 9))
@@ -138,7 +139,7 @@ def test_classes_of_a_list_are_those_of_its_labels(class_folders: Path, tmp_path
         small_leaf(tmp_path / 'leaf.py', 'linear_base', class_folders),
         '--work-dir',
         tmp_path,
-        options=('train_cfg.stop_after_iters=1', 'log_level=ERROR', *options),
+        options=(*stopped_after(1), 'log_level=ERROR', *options),
     )
     assert len(read_checkpoint(tmp_path / 'iter_1.pth')['state_dict']['head.fc.bias']) == len(CLASSES)
 

@@ -28,11 +28,9 @@ from pretrain.data.labelled import (
     PIXEL_MEAN,
     PIXEL_STD,
     ClassificationPreprocessor,
-    RandAugmentImage,
     choose_few,
-    posterize,
 )
-from pretrain.data.transforms import ImageSample
+from pretrain.data.transforms import ImageSample, RandAugmentImage, posterize
 from pretrain.training.optimizers import LARS
 
 WIDTH, DEPTH, NUM_HEADS, NUM_CLASSES = 24, 2, 3, 7
@@ -328,12 +326,12 @@ def test_an_odd_batch_cannot_be_mixed() -> None:
 
 def test_rand_augment_follows_from_the_seed_and_keeps_the_size() -> None:
     augment = RandAugmentImage()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
 
     def draw(seed: int) -> np.ndarray:
         random.seed(seed)
         np.random.seed(seed)
-        return np.array(augment(dict(img=picture))['img'])
+        return np.array(augment(dict(img=image))['img'])
 
     assert draw(0).shape == (40, 40, 3)
     assert np.array_equal(draw(1), draw(1))

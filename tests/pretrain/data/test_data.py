@@ -193,8 +193,8 @@ def test_a_data_set_can_be_sent_to_a_worker_that_is_no_fork(tmp_path):
     ('mode', 'value', 'expected'), [('L', 77, 77), ('I;16', 77 * 257, 77), ('P', 0, 0), ('RGBA', (9, 9, 9, 255), 9)]
 )
 def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path, mode, value, expected):
-    picture = Image.fromarray(np.full((4, 4), value, np.uint16)) if mode == 'I;16' else Image.new(mode, (4, 4), value)
-    picture.save(tmp_path / 'a.png')
+    image = Image.fromarray(np.full((4, 4), value, np.uint16)) if mode == 'I;16' else Image.new(mode, (4, 4), value)
+    image.save(tmp_path / 'a.png')
     image = read_image(tmp_path / 'a.png')
     assert image.mode == 'RGB' and image.getpixel((0, 0)) == (expected,) * 3
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch_fidelity import fidelity
 
-from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
 from pretrain.evaluation import image_sets
+from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
 from pretrain.evaluation.fidelity import INCEPTION_FILE, find_inception_weights, label, measure
-from pretrain.evaluation.image_sets import PictureSet, checksum_of_names
+from pretrain.evaluation.image_sets import ImageSet, checksum_of_names
 
 MAIN = runpy.run_path(str(Path(__file__).parents[3] / 'tools' / 'evaluate_generation.py'))['main']
 OFFLINE = ['--feature-extractor', RANDOM_CONVOLUTIONS, '--allow-protocol-mismatch']
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  #
 FRECHET = f'frechet_distance ({RANDOM_CONVOLUTIONS})'
 
 
-def write_pictures(folder: Path, seed: int, count: int = 12, size_px: int = 32, ending: str = 'png') -> Path:
+def write_images(folder: Path, seed: int, count: int = 12, size_px: int = 32, ending: str = 'png') -> Path:
     folder.mkdir()
     rng = np.random.default_rng(seed)
     for index in range(count):
@@ -37,12 +37,12 @@ def write_pictures(folder: Path, seed: int, count: int = 12, size_px: int = 32, 
 
 @pytest.fixture(scope='module')
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp('sets') / 'generated', 0)
+    return write_images(tmp_path_factory.mktemp('sets') / 'generated', 0)
 
 
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp('sets') / 'reference', 2)
+    return write_images(tmp_path_factory.mktemp('sets') / 'reference', 2)
 
 
 def run_own_command(monkeypatch, capsys, *options: str) -> dict[str, float]:
@@ -54,9 +54,9 @@ def run_own_command(monkeypatch, capsys, *options: str) -> dict[str, float]:
 
 
 def test_a_set_has_no_distance_to_itself(generated, reference):
-    pictures, other = PictureSet.of_folder(generated), PictureSet.of_folder(reference)
-    same = measure(pictures, pictures, RANDOM_CONVOLUTIONS, allow_mismatch=True)['metrics']
-    different = measure(pictures, other, RANDOM_CONVOLUTIONS, allow_mismatch=True)['metrics']
+    images, other = ImageSet.of_folder(generated), ImageSet.of_folder(reference)
+    same = measure(images, images, RANDOM_CONVOLUTIONS, allow_mismatch=True)['metrics']
+    different = measure(images, other, RANDOM_CONVOLUTIONS, allow_mismatch=True)['metrics']
     assert abs(same[FRECHET]) < 1e-4 * different[FRECHET]
     assert same[f'precision ({RANDOM_CONVOLUTIONS})'] == same[f'recall ({RANDOM_CONVOLUTIONS})'] == 1
 
@@ -134,8 +134,8 @@ def test_inception_figures_equal_those_of_torch_fidelitys_own_command(generated,
 
 def test_the_result_says_what_was_measured_and_with_what(generated, reference):
     result = measure(
-        PictureSet.of_folder(generated),
-        PictureSet.of_folder(reference),
+        ImageSet.of_folder(generated),
+        ImageSet.of_folder(reference),
         RANDOM_CONVOLUTIONS,
         metrics=('fid',),
         allow_mismatch=True,
@@ -172,31 +172,31 @@ def test_other_numbers_than_the_protocols_are_refused_unless_allowed(generated, 
 
 
 def mismatches_of(generated: Path, reference: Path) -> list[str]:
-    return image_sets.protocol_mismatches(PictureSet.of_folder(generated), PictureSet.of_folder(reference))
+    return image_sets.protocol_mismatches(ImageSet.of_folder(generated), ImageSet.of_folder(reference))
 
 
 def test_sets_by_the_protocol_have_no_mismatch_and_each_departure_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(image_sets, 'NUM_IMAGES', 2)
-    good = write_pictures(tmp_path / 'good', 0, 2, 256)
+    good = write_images(tmp_path / 'good', 0, 2, 256)
     assert mismatches_of(good, good) == []
-    jpeg = write_pictures(tmp_path / 'jpeg', 0, 2, 256, 'jpg')
+    jpeg = write_images(tmp_path / 'jpeg', 0, 2, 256, 'jpg')
     assert mismatches_of(good, jpeg) == [
         'reference images: 2 x JPEG, wanted PNG (lossy files shift FID by more than 2)'
     ]
     (jpeg / '00000.jpg').rename(jpeg / '00000.png')  # still a JPEG
     assert '2 x JPEG' in mismatches_of(good, jpeg)[0]
-    mixed = write_pictures(tmp_path / 'mixed', 0, 2, 256)
+    mixed = write_images(tmp_path / 'mixed', 0, 2, 256)
     Image.new('RGB', (256, 200)).save(mixed / '00001.png')
     assert mismatches_of(mixed, good) == ['generated images: sizes are mixed, 1 x 256x256, 1 x 256x200, wanted 256x256']
-    small = write_pictures(tmp_path / 'small', 0, 2, 64)
+    small = write_images(tmp_path / 'small', 0, 2, 64)
     assert mismatches_of(good, small) == ['reference images: another size, 2 x 64x64, wanted 256x256']
-    few = write_pictures(tmp_path / 'few', 0, 1, 256)
+    few = write_images(tmp_path / 'few', 0, 1, 256)
     assert mismatches_of(few, good) == ['1 generated images, wanted 2']
 
 
 def test_a_reference_set_that_differs_from_its_manifest_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(image_sets, 'NUM_IMAGES', 2)
-    good = write_pictures(tmp_path / 'good', 0, 2, 256)
+    good = write_images(tmp_path / 'good', 0, 2, 256)
     manifest = dict(num_images=2, names_sha256=checksum_of_names(['00000.png', '00001.png']))
     (good / 'manifest.json').write_text(json.dumps(manifest))
     assert mismatches_of(good, good) == []
@@ -205,23 +205,23 @@ def test_a_reference_set_that_differs_from_its_manifest_is_found(tmp_path, monke
 
 
 def test_the_figures_of_a_run_are_no_images_of_the_set(generated, tmp_path):
-    folder = write_pictures(tmp_path / 'run', 0, 3)
+    folder = write_images(tmp_path / 'run', 0, 3)
     for name in ('grid.png', 'steps.png'):
         Image.new('RGB', (99, 50)).save(folder / name)
-    pictures = PictureSet.of_folder(folder)
-    assert len(pictures.files) == 3
-    assert pictures.describe()['figures_left_out'] == ['grid.png', 'steps.png']
+    images = ImageSet.of_folder(folder)
+    assert len(images.files) == 3
+    assert images.describe()['figures_left_out'] == ['grid.png', 'steps.png']
 
 
 def test_fewer_images_than_splits_still_have_figures(reference, tmp_path):
-    few = PictureSet.of_folder(write_pictures(tmp_path / 'few', 0, 8))
-    result = measure(few, PictureSet.of_folder(reference), RANDOM_CONVOLUTIONS, metrics=('isc',), allow_mismatch=True)
+    few = ImageSet.of_folder(write_images(tmp_path / 'few', 0, 8))
+    result = measure(few, ImageSet.of_folder(reference), RANDOM_CONVOLUTIONS, metrics=('isc',), allow_mismatch=True)
     assert result['options']['isc_splits'] == 8
     assert np.isfinite(list(result['metrics'].values())).all()
 
 
 def test_mixed_sizes_can_be_measured_when_allowed(generated, tmp_path):
-    mixed = write_pictures(tmp_path / 'mixed', 0, 4)
+    mixed = write_images(tmp_path / 'mixed', 0, 4)
     Image.new('RGB', (40, 24)).save(mixed / '00001.png')
     assert MAIN([str(mixed), str(generated), '--metrics', 'fid', *OFFLINE]) == 0
 
@@ -267,20 +267,20 @@ def test_weights_that_would_execute_code_are_refused(generated, tmp_path, monkey
 
 
 def test_unreadable_and_missing_input_is_named(generated, tmp_path, capsys):
-    broken = write_pictures(tmp_path / 'broken', 0, 5)
+    broken = write_images(tmp_path / 'broken', 0, 5)
     (broken / '00003.png').write_bytes((broken / '00003.png').read_bytes()[:60])
     assert MAIN([str(broken), str(generated), '--metrics', 'fid', *OFFLINE]) == 1
     assert '00003.png cannot be read' in capsys.readouterr().err
-    (broken / '00003.png').write_bytes(b'no picture')
+    (broken / '00003.png').write_bytes(b'no image')
     for folder, message in (
         (broken, '00003.png cannot be read'),
-        (tmp_path / 'nowhere', 'is no folder'),
-        (tmp_path, 'holds no pictures'),
+        (tmp_path / 'nowhere', 'is not a folder'),
+        (tmp_path, 'holds no images'),
     ):
         with pytest.raises(ValueError, match=message):
-            PictureSet.of_folder(folder)
+            ImageSet.of_folder(folder)
 
 
 def test_an_unknown_extractor_is_refused_with_the_known_ones(generated):
     with pytest.raises(ValueError, match=f"unknown feature extractor 'x': use one of .*{RANDOM_CONVOLUTIONS}"):
-        measure(PictureSet.of_folder(generated), PictureSet.of_folder(generated), 'x')
+        measure(ImageSet.of_folder(generated), ImageSet.of_folder(generated), 'x')

@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_pictures_are_resized_by_the_shorter_side_cropped_and_saved_lossless(source, tmp_path):
+def test_images_are_resized_by_the_shorter_side_cropped_and_saved_lossless(source, tmp_path):
     prepare_reference_set(source, tmp_path / 'out')
     for name in SIZES:
         with Image.open(tmp_path / 'out' / f'{Path(name).stem}.png') as got:
@@ -68,11 +68,11 @@ def test_a_cut_run_goes_on_and_leaves_what_is_there(source, tmp_path):
     assert {path.name for path in out.iterdir()} == {'a.png', 'b.png', 'c.png', 'd.png', 'manifest.json'}
 
 
-def test_a_truncated_picture_is_named_and_there_is_no_manifest(source, tmp_path, capsys):
+def test_a_truncated_image_is_named_and_there_is_no_manifest(source, tmp_path, capsys):
     broken = source / 'n01' / 'a.JPEG'
     broken.write_bytes(broken.read_bytes()[:400])
     assert MAIN([str(source), str(tmp_path / 'out'), '--workers', '1']) == 1
-    assert '1 of 4 pictures could not be read' in (message := capsys.readouterr().err)
+    assert '1 of 4 images could not be read' in (message := capsys.readouterr().err)
     assert 'n01/a.JPEG' in message
     assert not (tmp_path / 'out' / 'manifest.json').exists()
     assert (tmp_path / 'out' / 'b.png').exists()
@@ -80,18 +80,18 @@ def test_a_truncated_picture_is_named_and_there_is_no_manifest(source, tmp_path,
 
 
 def test_what_cannot_be_the_validation_set_is_refused(source, tmp_path):
-    with pytest.raises(ValueError, match='is no folder'):
+    with pytest.raises(ValueError, match='is not a folder'):
         prepare_reference_set(tmp_path / 'nowhere', tmp_path / 'out')
     with pytest.raises(ValueError, match='lies within'):
         prepare_reference_set(source, source / 'out')
     (tmp_path / 'out').mkdir()
-    with pytest.raises(ValueError, match='holds no pictures'):
+    with pytest.raises(ValueError, match='holds no images'):
         prepare_reference_set(tmp_path / 'out', tmp_path / 'other')
     (tmp_path / 'out' / 'x.png').touch()
-    with pytest.raises(ValueError, match=r'1 pictures that do not come from .* \(x.png\)'):
+    with pytest.raises(ValueError, match=r'1 images that do not come from .* \(x.png\)'):
         prepare_reference_set(source, tmp_path / 'out')
     Image.new('RGB', (9, 9)).save(source / 'n02' / 'a.png')
-    with pytest.raises(ValueError, match=r'several pictures of one name \(a\)'):
+    with pytest.raises(ValueError, match=r'several images of one name \(a\)'):
         prepare_reference_set(source, tmp_path / 'other')
 
 

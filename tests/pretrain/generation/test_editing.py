@@ -1,4 +1,4 @@
-"""tools/edit.py and pretrain/generation/editing.py: parts of a picture drawn anew."""
+"""tools/edit.py and pretrain/generation/editing.py: parts of an image drawn anew."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from generator_files import GeneratorFiles, write_generator_files
 from PIL import Image
 from tiny_addp import IMG_SIZE, NUM_TOKENS
 
-from pretrain.data.figures import to_images
+from pretrain.data.figures import to_tensor
 from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
 from pretrain.generation.sampling import Sampling, image_generator
 from pretrain.generation.trajectory import trajectory
@@ -37,7 +37,7 @@ def same_number_of_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (IMG_SIZE, IMG_SIZE, 3), dtype=np.uint8))
 
 
@@ -56,41 +56,41 @@ def test_a_box_masks_every_token_it_touches(files):
     assert (~tokens_of_mask(two, size, files.model, invert=True)).nonzero().flatten().tolist() == [0, 15]
 
 
-def test_boxes_are_in_pixels_of_the_original_picture(files):
-    """A picture of 128 x 64 px is halved and its middle taken: 64 px of its width are 16 too many on each side."""
+def test_boxes_are_in_pixels_of_the_original_image(files):
+    """An image of 128 x 64 px is halved and its middle taken: 64 px of its width are 16 too many on each side."""
     size = (128, 64)
     tokens = tokens_of_mask(mask_of_boxes([(32, 0, 48, 64)], size), size, files.model)
     assert as_grid(tokens) == [[1, 0, 0, 0]] * 4
 
 
 def test_masks_and_boxes_that_do_not_fit_are_refused(files):
-    with pytest.raises(ValueError, match='the mask is 9 x 8 pixels, the picture 8 x 9'):
+    with pytest.raises(ValueError, match='the mask is 9 x 8 pixels, the image 8 x 9'):
         tokens_of_mask(Image.new('L', (9, 8)), (8, 9), files.model)
     for box in ((0, 0, 33, 5), (5, 5, 5, 9), (-1, 0, 4, 4)):
-        with pytest.raises(ValueError, match='is empty or lies outside of the picture'):
+        with pytest.raises(ValueError, match='is empty or lies outside of the image'):
             mask_of_boxes([box], (32, 32))
     for border_px in (0, 5, 16):
         with pytest.raises(ValueError, match='the border must be a multiple of 8 px under 16'):
             shrink(Image.new('RGB', (40, 40)), border_px, files.model)
 
 
-def test_fitting_keeps_the_centre(picture):
+def test_fitting_keeps_the_centre(image):
     wide = Image.new('RGB', (3 * IMG_SIZE, IMG_SIZE))
-    wide.paste(picture, (IMG_SIZE, 0))
-    assert np.array_equal(np.asarray(fit(wide, IMG_SIZE)), np.asarray(picture))
+    wide.paste(image, (IMG_SIZE, 0))
+    assert np.array_equal(np.asarray(fit(wide, IMG_SIZE)), np.asarray(image))
 
 
-def test_outpainting_keeps_the_shrunk_picture_and_draws_the_border(files, picture):
-    canvas, border = shrink(picture, PATCH_PX, files.model)
+def test_outpainting_keeps_the_shrunk_image_and_draws_the_border(files, image):
+    canvas, border = shrink(image, PATCH_PX, files.model)
     assert as_grid(border) == [[1] * 4, [1, 0, 0, 1], [1, 0, 0, 1], [1] * 4]
     inner = canvas.crop((8, 8, 24, 24))
-    assert np.array_equal(np.asarray(inner), np.asarray(fit(picture, 16)))
+    assert np.array_equal(np.asarray(inner), np.asarray(fit(image, 16)))
 
 
-def test_an_edit_keeps_unmasked_tokens_and_depends_on_seed_and_index_only(files, picture):
+def test_an_edit_keeps_unmasked_tokens_and_depends_on_seed_and_index_only(files, image):
     mask = torch.arange(NUM_TOKENS) % 3 == 0
-    three = edit(files.model, picture, mask, 3, 7, FEW_STEPS)
-    again = edit(files.model, picture, mask, 1, 7, FEW_STEPS)
+    three = edit(files.model, image, mask, 3, 7, FEW_STEPS)
+    again = edit(files.model, image, mask, 1, 7, FEW_STEPS)
     assert (three.results[0] - again.results[0]).abs().max() <= 1 / 255
     assert (three.results[0] - three.results[1]).abs().max() > 1 / 255
     tokens = files.model.tokenizer.encode(three.before).tokens[0]
@@ -99,29 +99,27 @@ def test_an_edit_keeps_unmasked_tokens_and_depends_on_seed_and_index_only(files,
     assert torch.equal(last.tokens[0][~mask], tokens[~mask])
 
 
-def test_variations_mask_their_ratio_each_in_its_own_places(files, picture):
-    done = edit(files.model, picture, 0.6, 3, 0, FEW_STEPS)
+def test_variations_mask_their_ratio_each_in_its_own_places(files, image):
+    done = edit(files.model, image, 0.6, 3, 0, FEW_STEPS)
     assert done.mask.sum(1).tolist() == [10] * 3  # ceil(0.6 * 16)
     assert len({tuple(row) for row in done.mask.tolist()}) == 3
     assert edit_figure(done).size == (3 * (96 + 4) - 4, 3 * (96 + 20) - 4)  # enlarged from 32 px, for the captions
 
 
-def test_an_empty_mask_gives_the_reconstruction_and_pasting_the_picture_itself(files, picture):
+def test_an_empty_mask_gives_the_reconstruction_and_pasting_the_image_itself(files, image):
     nothing = torch.zeros(NUM_TOKENS, dtype=torch.bool)
-    before = to_images([picture])
+    before = to_tensor([image])
     reconstruction = files.model.tokenizer.decode(files.model.tokenizer.encode(before).latents).clamp(0, 1)
-    assert torch.allclose(edit(files.model, picture, nothing, 1, 0, FEW_STEPS).results, reconstruction, atol=1e-5)
-    assert torch.equal(edit(files.model, picture, nothing, 1, 0, FEW_STEPS, paste=True).results, before)
+    assert torch.allclose(edit(files.model, image, nothing, 1, 0, FEW_STEPS).results, reconstruction, atol=1e-5)
+    assert torch.equal(edit(files.model, image, nothing, 1, 0, FEW_STEPS, paste=True).results, before)
 
 
-def test_pasting_puts_pixels_back_outside_of_the_mask_only(files, picture):
+def test_pasting_puts_pixels_back_outside_of_the_mask_only(files, image):
     mask = torch.zeros(NUM_TOKENS, dtype=torch.bool)
     mask[0] = True
-    plain, pasted = (
-        edit(files.model, picture, mask, 1, 0, FEW_STEPS, paste=paste).results[0] for paste in (False, True)
-    )
+    plain, pasted = (edit(files.model, image, mask, 1, 0, FEW_STEPS, paste=paste).results[0] for paste in (False, True))
     assert torch.equal(plain[:, :8, :8], pasted[:, :8, :8])
-    assert torch.equal(pasted[:, 8:], to_images([picture])[0, :, 8:])
+    assert torch.equal(pasted[:, 8:], to_tensor([image])[0, :, 8:])
 
 
 @pytest.mark.parametrize(
@@ -135,17 +133,17 @@ def test_pasting_puts_pixels_back_outside_of_the_mask_only(files, picture):
     ],
 )
 def test_the_tool_writes_before_masks_results_and_all_side_by_side(
-    files, picture, tmp_path, monkeypatch, capsys, options, num_masked
+    files, image, tmp_path, monkeypatch, capsys, options, num_masked
 ):
     monkeypatch.chdir(tmp_path)
-    picture.save('picture.png')
-    mask_of_boxes([(8, 8, 24, 24)], picture.size).save('mask.png')
+    image.save('image.png')
+    mask_of_boxes([(8, 8, 24, 24)], image.size).save('mask.png')
     assert (
         MAIN(
             [
                 files.config,
                 files.checkpoint,
-                'picture.png',
+                'image.png',
                 '--out',
                 'out',
                 '--steps',
@@ -162,22 +160,22 @@ def test_the_tool_writes_before_masks_results_and_all_side_by_side(
     assert {path.name for path in Path('out').iterdir()} == wanted
 
 
-def test_the_tool_names_what_is_wrong(files, picture, tmp_path, capsys):
-    picture.save(tmp_path / 'p.png')
-    (tmp_path / 'text.png').write_text('no picture')
+def test_the_tool_names_what_is_wrong(files, image, tmp_path, capsys):
+    image.save(tmp_path / 'p.png')
+    (tmp_path / 'text.png').write_text('no image')
     command = [files.config, files.checkpoint, '--out', str(tmp_path / 'out'), '--steps', '2']
     for options, message in (
         ([str(tmp_path / 'text.png'), '--ratio', '0.5'], 'cannot identify image file'),
         ([str(tmp_path / 'none.png'), '--ratio', '0.5'], 'none.png'),
-        ([str(tmp_path / 'p.png'), '--ratio', '1.5'], 'a mask ratio lies in [0, 1], got 1.5'),
+        ([str(tmp_path / 'p.png'), '--ratio', '1.5'], 'a mask ratio must lie in [0, 1], got 1.5'),
     ):
         assert MAIN([*command, *options]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 
-def test_the_tool_says_that_a_mask_covers_nothing(files, picture, tmp_path, capsys):
-    picture.resize((640, 640)).save(tmp_path / 'large.png')
+def test_the_tool_says_that_a_mask_covers_nothing(files, image, tmp_path, capsys):
+    image.resize((640, 640)).save(tmp_path / 'large.png')
     assert (
         MAIN(
             [

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_addp import IMG_SIZE, tiny_addp
 
 from addp_backbone.checkpoint.storage import CheckpointError
-from pretrain.data.figures import contact_sheet, grey_out, to_images, to_pictures
+from pretrain.data.figures import contact_sheet, grey_out, to_pil, to_tensor
 from pretrain.generation.run import Process, open_blocks
 from pretrain.generation.sampling import image_generator
 from pretrain.generation.trajectory import generate
@@ -60,9 +60,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        assert picture.format == 'PNG'
-        return np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        assert image.format == 'PNG'
+        return np.asarray(image).astype(int)
 
 
 def test_a_run_writes_its_images_a_sheet_and_its_settings(unbroken):
@@ -77,8 +77,8 @@ def test_a_run_writes_its_images_a_sheet_and_its_settings(unbroken):
 
 def test_the_files_hold_what_generate_returns(files, unbroken):
     images = generate(files.model, 2, steps=4, generator=[image_generator(0, index) for index in (2, 3)])
-    for index, picture in zip((2, 3), to_pictures(images), strict=True):
-        assert np.abs(np.asarray(picture).astype(int) - pixels(unbroken / f'{index:05d}.png')).max() <= 1
+    for index, image in zip((2, 3), to_pil(images), strict=True):
+        assert np.abs(np.asarray(image).astype(int) - pixels(unbroken / f'{index:05d}.png')).max() <= 1
 
 
 def test_the_steps_figure_shows_every_step_and_ends_with_the_image(unbroken):
@@ -284,19 +284,19 @@ def test_checkpoints_that_do_not_fit_or_exist_are_refused(files, tmp_path):
 
 def test_images_that_are_not_finite_are_not_written():
     with pytest.raises(ValueError, match='not finite'):
-        to_pictures(torch.full((1, 3, 4, 4), torch.nan))
+        to_pil(torch.full((1, 3, 4, 4), torch.nan))
 
 
-def test_pictures_and_images_turn_into_each_other():
+def test_tensors_and_pil_images_turn_into_each_other():
     images = torch.randint(0, 256, (2, 3, 5, 7)).float() / 255
-    assert torch.allclose(to_images(to_pictures(images)), images)
+    assert torch.allclose(to_tensor(to_pil(images)), images)
 
 
 def test_a_sheet_has_rows_gaps_and_captions():
-    pictures = to_pictures(torch.stack([torch.full((3, 8, 8), value) for value in (0.0, 0.2, 0.4)]))
-    assert contact_sheet(pictures).size == (20, 20)
-    assert contact_sheet(pictures, 3, ['a', 'b', 'c']).size == (3 * 96 + 8, 16 + 96)
-    with pytest.raises(ValueError, match='a sheet needs a picture'):
+    images = to_pil(torch.stack([torch.full((3, 8, 8), value) for value in (0.0, 0.2, 0.4)]))
+    assert contact_sheet(images).size == (20, 20)
+    assert contact_sheet(images, 3, ['a', 'b', 'c']).size == (3 * 96 + 8, 16 + 96)
+    with pytest.raises(ValueError, match='a sheet needs at least one image'):
         contact_sheet([])
 
 

@@ -267,9 +267,9 @@ def test_next_mask_masks_the_exact_number_when_confidences_tie():
     assert mask.sum(1).tolist() == [3, 3]
 
 
-def test_next_mask_refuses_more_places_than_are_open():
+def test_next_mask_refuses_more_tokens_than_are_open():
     known = torch.tensor([[True, True, False]])
-    with pytest.raises(ValueError, match='cannot mask 2 places of each row: a row has only 1'):
+    with pytest.raises(ValueError, match='cannot mask 2 tokens of each row: a row has only 1'):
         next_mask(torch.ones(1, 3), known, 2, 0.0, torch.zeros(1, 3))
 
 

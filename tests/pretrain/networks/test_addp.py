@@ -110,10 +110,10 @@ def test_permuting_the_batch_permutes_the_logits_and_keeps_the_loss(model, batch
     torch.testing.assert_close(model(*permuted), model(*batch))
 
 
-def test_rows_with_different_numbers_of_masked_places_are_refused(model, batch, sample):
+def test_rows_with_different_numbers_of_masked_tokens_are_refused(model, batch, sample):
     uneven = batch[1].clone()
     uneven[0] = True
-    with pytest.raises(ValueError, match='same number of masked places'):
+    with pytest.raises(ValueError, match='same number of masked tokens'):
         model.predict_logits(sample.noisy_images, sample.tokens, uneven)
 
 
@@ -340,7 +340,7 @@ def test_another_resolution_and_number_of_codes_follow_from_the_options():
         (dict(img_size=36), 'img_size must be a multiple of patch_size, got 36 and 8'),
         (dict(patch_size=16), r'8 x 8 pixels .* for patch_size=16'),
         (dict(decoder_num_heads=5), 'multiple of num_heads'),
-        (dict(token_dropout=1.5), 'token_dropout is a probability, got 1.5'),
+        (dict(token_dropout=1.5), 'token_dropout must be a probability, got 1.5'),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, message):

@@ -14,7 +14,7 @@ from pretrain.networks.mask_schedule import (
     mask_ratio_distribution,
     masks_from_noise,
     num_masked,
-    true_places,
+    true_indices,
 )
 
 GOLDEN = Path(__file__).parents[3] / 'tests' / 'golden'
@@ -66,7 +66,7 @@ def test_the_number_of_masked_tokens_is_rounded_up(ratio, count):
 
 
 def test_a_ratio_above_one_is_refused():
-    with pytest.raises(ValueError, match=r'lies in \[0, 1\], got 1\.2'):
+    with pytest.raises(ValueError, match=r'must lie in \[0, 1\], got 1\.2'):
         num_masked(1.2, 256)
 
 
@@ -128,21 +128,16 @@ def test_a_predictors_mask_ratio_follows_the_truncated_normal():
     assert abs(ratios.mean() - 0.6936) < 4 * 0.1286 / math.sqrt(600)
 
 
-def test_dropping_more_than_is_sure_to_be_masked_is_refused():
-    with pytest.raises(ValueError, match='drop_ratio'):
-        draw_predictor_masks(1, 16, drop_ratio=0.6)
-
-
-def test_true_places_are_listed_in_raster_order():
+def test_true_indices_are_listed_in_raster_order():
     mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
-    assert true_places(mask).tolist() == [[0, 2], [2, 3]]
+    assert true_indices(mask).tolist() == [[0, 2], [2, 3]]
 
 
 @pytest.mark.parametrize('value', [True, False])
-def test_true_places_of_a_uniform_mask(value):
-    assert true_places(torch.full((2, 3), value)).shape == (2, 3 if value else 0)
+def test_true_indices_of_a_uniform_mask(value):
+    assert true_indices(torch.full((2, 3), value)).shape == (2, 3 if value else 0)
 
 
-def test_rows_with_different_numbers_of_true_places_are_refused():
+def test_rows_with_different_numbers_of_true_entries_are_refused():
     with pytest.raises(ValueError, match=r'rows with \[1, 2\] of 2'):
-        true_places(torch.tensor([[True, True], [True, False]]))
+        true_indices(torch.tensor([[True, True], [True, False]]))

@@ -4,10 +4,9 @@ import pytest
 import torch
 from tiny_addp import NUM_CODES, NUM_TOKENS, tiny_batch, tiny_predictor
 
-from pretrain.networks.common import init_position_waves
+from pretrain.networks.common import Vocabulary, init_position_waves
 from pretrain.networks.mask_schedule import draw_predictor_masks
 from pretrain.networks.token_predictor import TokenPredictor
-from pretrain.networks.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope='module')

@@ -9,12 +9,14 @@ from torch.nn import functional as F
 from torchvision.models.vgg import cfgs, make_layers
 
 from pretrain.networks.tokenizer import Codebook, ResidualBlock
-from pretrain.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
-from pretrain.training.perceptual import PerceptualDistance
+from pretrain.training.codebook import CodebookUsage, fill_codes
 from pretrain.training.tokenizer_objective import (
-    CodebookUsage,
+    PatchDiscriminator,
+    PerceptualDistance,
     TokenizerObjective,
-    fill_codes,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
     peak_signal_to_noise_ratio,
     reconstruct,
 )

@@ -1,4 +1,4 @@
-"""The pictures of a training run: what is in them, and that making them changes nothing."""
+"""The figures of a training run: what is in them, and that drawing them changes nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from running import logged_losses
 from tiny_addp import IMG_SIZE, TOKENIZER, tiny_batch
 from tiny_training import MODELS, PREDICTOR, make_images, random_addp, train, write_leaf
 
-from pretrain.training.models import TokenizerTraining, TokenPredictorTraining, grey_out
-from pretrain.training.picture_hook import compose
+from pretrain.data.figures import grey_out
+from pretrain.training.hooks import compose
+from pretrain.training.models import TokenizerTraining, TokenPredictorTraining
 
 
 def columns_of(model, count: int = 2) -> dict[str, torch.Tensor]:
@@ -47,7 +48,7 @@ def test_the_noisy_image_shows_the_reconstruction_where_nothing_is_masked_nearby
     torch.testing.assert_close(columns['reconstruction'], reconstruction, rtol=1e-4, atol=1e-5)
 
 
-def test_masked_places_are_grey():
+def test_patches_of_masked_tokens_are_grey():
     mask = torch.zeros(1, 16, dtype=torch.bool)
     mask[0, 5] = True  # second row, second column of 4 x 4
     images = torch.zeros(1, 3, 32, 32)
@@ -55,12 +56,12 @@ def test_masked_places_are_grey():
     assert (grey[..., 8:16, 8:16] == 0.5).all() and grey.sum() == 0.5 * 3 * 64
 
 
-def test_a_picture_has_the_columns_beside_each_other_with_clamped_pixels():
+def test_a_figure_has_its_columns_side_by_side_with_clamped_pixels():
     red = torch.zeros(2, 3, 32, 32)
     red[:, 0] = 2.0
-    picture = compose({'a': torch.zeros(2, 3, 32, 32), 'b': red})
-    assert picture.size == (2 * 96 + 4, 16 + 2 * 96 + 4)  # each enlarged threefold, so that titles can be read
-    pixels = np.asarray(picture)
+    figure = compose({'a': torch.zeros(2, 3, 32, 32), 'b': red})
+    assert figure.size == (2 * 96 + 4, 16 + 2 * 96 + 4)  # each enlarged threefold, so that titles can be read
+    pixels = np.asarray(figure)
     assert (
         (pixels[16:112, :96] == 0).all()
         and (pixels[116:212, 100:] == (255, 0, 0)).all()
@@ -70,25 +71,25 @@ def test_a_picture_has_the_columns_beside_each_other_with_clamped_pixels():
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Work dirs of a tokenizer run with and one without pictures."""
-    root = tmp_path_factory.mktemp('pictures')
+    """Work dirs of a tokenizer run with figures and one without."""
+    root = tmp_path_factory.mktemp('figures')
     config = write_leaf(
         root, 'tokenizer_tiny', make_images(root / 'images'), MODELS['tokenizer_tiny'], train_cfg=dict(max_iters=3)
     )
-    shown = train(config, root / 'with', options=('default_hooks.picture.interval=2',))
-    return shown, train(config, root / 'without', options=('default_hooks.picture.interval=0',))
+    shown = train(config, root / 'with', options=('default_hooks.figure.interval=2',))
+    return shown, train(config, root / 'without', options=('default_hooks.figure.interval=0',))
 
 
-def test_pictures_are_saved_at_the_start_every_so_often_and_at_the_end(runs):
-    folder = runs[0] / 'pictures'
+def test_figures_are_saved_at_the_start_at_intervals_and_at_the_end(runs):
+    folder = runs[0] / 'figures'
     assert sorted(path.name for path in folder.iterdir()) == [f'iter_{i:06d}.png' for i in (0, 2, 3)]
     first, last = (np.asarray(Image.open(folder / f'iter_{i:06d}.png')).astype(int) for i in (0, 3))
     assert (first[:, :IMG_SIZE] == last[:, :IMG_SIZE]).all()  # the same images
     assert (first != last).any()
 
-    assert not (runs[1] / 'pictures').exists()
+    assert not (runs[1] / 'figures').exists()
 
 
-def test_pictures_do_not_change_the_run(runs):
+def test_figures_do_not_change_the_run(runs):
     shown, plain = (logged_losses(folder) for folder in runs)
     assert [shown[i]['loss'] for i in (1, 2, 3)] == [plain[i]['loss'] for i in (1, 2, 3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import stopping  # noqa: F401  (registers the loop)
 import torch
 import torch.multiprocessing as mp
 from mmengine.config import Config
@@ -31,7 +32,7 @@ from addp_backbone.checkpoint.storage import CheckpointError
 from addp_backbone.runtime.optim_wrappers import BFloat16OptimWrapper
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.scale_lr import scale_lr
-from pretrain.training.averaging import TrainedPartEMA
+from pretrain.training.hooks import TrainedPartEMA
 from pretrain.training.models import ADDPPretraining, TokenizerTraining, TokenPredictorTraining
 from pretrain.weights.loading import find_weights, load_network
 
@@ -214,7 +215,8 @@ def test_the_cosine_ends_with_the_last_epoch_also_under_accumulation_and_resume(
     rates: list[float] = []
     for run in range(2):  # seven samples, batch 3: three iterations an epoch; the first run is stopped in the middle
         cfg = toy_config(tmp_path, param_scheduler=schedulers)
-        cfg.train_cfg = dict(type='EpochCountedTrainLoop', max_epochs=6, stop_after_iters=None if run else 8)
+        whole = dict(type='EpochCountedTrainLoop', max_epochs=6)
+        cfg.train_cfg = whole if run else dict(whole, type='StoppedTrainLoop', stop_after_iters=8)
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
         cfg.optim_wrapper.accumulative_counts = accumulation
         cfg.optim_wrapper.optimizer.lr = 1.0
@@ -234,7 +236,8 @@ def test_the_cosine_ends_with_the_last_epoch_also_under_accumulation_and_resume(
 
 def test_the_tokenizer_starts_with_codes_that_are_latents_and_revives_dead_ones():
     torch.manual_seed(0)
-    model = TokenizerTraining(TOKENIZER, usage=dict(decay=0.0)).train()
+    model = TokenizerTraining(TOKENIZER).train()
+    model.usage.decay = 0.0
     losses = model(tiny_batch()[0])
     assert losses['loss_codebook'].item() < 1e-8  # 48 latents, 64 codes: every latent is a code
     used = float(losses['codebook_used'])
