@@ -4,9 +4,8 @@
     python tools/download_weights.py base               what ViT-Base needs; or large, or names such as addp-vit-base-16
     python tools/download_weights.py --check            checks what is there, fetches nothing
 
-A cut download goes on where it stopped when started again. A file is moved to its place (exp/pretrained_model,
-exp/release) only after it was loaded. Google Drive needs gdown (pip install gdown). Without network it says how to get
-the files by hand; exit code 1 then.
+A cut download goes on where it stopped when started again. A file is moved to where it belongs (exp/pretrained_model,
+exp/release) only after it was loaded. Without network it says how to get the files by hand; exit code 1 then.
 """
 
 from __future__ import annotations
@@ -17,10 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm
-
-from pretrain.weights.download import GROUPS, check, download, instructions, names_of, place_of
-from pretrain.weights.resumable_download import DownloadError
+from pretrain.weights.download import GROUPS, DownloadError, check, download, instructions, names_of, place_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -53,13 +49,7 @@ def get(name: str, args: argparse.Namespace) -> str:
         if not place.is_file():
             raise DownloadError(f'{place} is not there')
         return check(name, place)
-    with tqdm(unit='B', unit_scale=True, desc=name, disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return download(name, args.root, show, quiet=not sys.stderr.isatty())
+    return download(name, args.root, quiet=not sys.stderr.isatty())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,17 +6,23 @@ the command.
 
 from __future__ import annotations
 
-import importlib
+import http.client
 import os
+import shutil
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gdown
+import huggingface_hub
+import requests
 import torch
+from huggingface_hub.errors import HfHubHTTPError
+from tqdm import tqdm
 
-from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.storage import read_checkpoint
+from addp_backbone.files.atomic import sha256_of
 from pretrain.evaluation.fidelity import INCEPTION_FILE, URL_INCEPTION_V3
 from pretrain.networks.addp import ADDP
 from pretrain.networks.token_predictor import TokenPredictor
@@ -29,7 +35,6 @@ from pretrain.weights.published import (
     load_published_token_predictor,
     load_published_tokenizer,
 )
-from pretrain.weights.resumable_download import DownloadError, Progress, check_content, fetch
 
 INCEPTION = 'inception'
 GROUPS = {
@@ -38,21 +43,14 @@ GROUPS = {
     'large': ('addp-vit-large-16', 'vqgan_jax_strongaug', 'mage-vitl-1600', INCEPTION),
 }
 COMMAND = 'python tools/download_weights.py'
+_INCEPTION_SHA256 = Path(INCEPTION_FILE).stem.rpartition('-')[2]  # its first digits, which the file's name ends in
+_TIMEOUT_S = 30.0
+# OSError, and the error of whichever HTTP library this version of huggingface_hub is built on.
+_HUB_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A file of a server.
-
-    Attributes:
-        url: Where to fetch it.
-        size: Bytes, if known.
-        sha256: Its checksum, if known.
-    """
-
-    url: str
-    size: int | None = None
-    sha256: str | None = None
+class DownloadError(RuntimeError):
+    """A file could not be fetched, or is not what it should be; the message says what to do."""
 
 
 def names_of(words: Sequence[str]) -> list[str]:
@@ -74,41 +72,34 @@ def place_of(name: str, root: Path = Path()) -> Path:
     return root / (Path('exp/pretrained_model') / INCEPTION_FILE if name == INCEPTION else PUBLISHED_FILES[name].path)
 
 
-def download(name: str, root: Path = Path(), progress: Progress | None = None, quiet: bool = False) -> str:
+def download(name: str, root: Path = Path(), quiet: bool = False) -> str:
     """Fetches a file, checks it and puts it where the configs look for it; one that is there already is only checked.
 
     Args:
         name: One of ``GROUPS['all']``.
         root: The repository's root.
-        progress: Called while bytes arrive.
-        quiet: Whether gdown (Google Drive) says nothing.
+        quiet: Whether to show no progress.
 
     Returns:
         What the check found, in words.
 
     Raises:
-        DownloadError: If it cannot be fetched (a part that has arrived stays and is gone on with), or is not what it
-            should be (then nothing stays).
+        DownloadError: If the file cannot be fetched (what has arrived stays, and the next call goes on from there,
+            except for Inception's 95 MB), or is not what it should be (then nothing stays).
     """
     place = place_of(name, root)
     if place.is_file():
         return check(name, place)
-    part = place.with_name(f'.{place.name}.part')
-    part.parent.mkdir(parents=True, exist_ok=True)
-    remote = None
-    if name != INCEPTION and PUBLISHED_FILES[name].drive_id:
-        _fetch_from_drive(PUBLISHED_FILES[name].drive_id, part, quiet)
-    else:
-        remote = Remote(URL_INCEPTION_V3) if name == INCEPTION else find_on_hub(PUBLISHED_FILES[name])
-        fetch(remote.url, part, progress)
+    folder = place.parent / f'.{place.name}.download'
+    folder.mkdir(parents=True, exist_ok=True)
+    fetched = _fetch(name, folder, quiet)
     try:
-        if remote:
-            check_content(part, remote.size, remote.sha256)
-        found = check(name, part)
+        found = check(name, fetched)
     except DownloadError as error:
-        part.unlink()
+        shutil.rmtree(folder)
         raise DownloadError(f'what was fetched as {name} is refused and removed: {error}') from error
-    part.replace(place)
+    fetched.replace(place)
+    shutil.rmtree(folder)
     return found
 
 
@@ -124,7 +115,9 @@ def check(name: str, path: Path) -> str:
     try:
         contents = read_checkpoint(path)
         if name == INCEPTION:
-            check_content(path, sha256=Path(INCEPTION_FILE).stem.rpartition('-')[2])
+            found = sha256_of(path)
+            if not found.startswith(_INCEPTION_SHA256):
+                raise DownloadError(f'{path.name} has SHA-256 {found[:16]}..., wanted {_INCEPTION_SHA256}...')
             return f'{len(contents)} tensors, checksum as in its name'
         with torch.device('meta'):
             report = _LOADERS[name](contents)
@@ -132,40 +125,6 @@ def check(name: str, path: Path) -> str:
         raise DownloadError(f'{path} is not {name}: {error}') from error
     absent = f', no {" and no ".join(report.absent)}' if report.absent else ''
     return f'{len(report.loaded)} tensors load, {len(report.dropped)} dropped for stated reasons{absent}'
-
-
-def find_on_hub(published: PublishedFile) -> Remote:
-    """Looks a released file up on Hugging Face (or the mirror ``HF_ENDPOINT``), in whatever folder of its repository it lies.
-
-    Args:
-        published: With ``hub_repo``.
-
-    Raises:
-        DownloadError: If huggingface_hub is missing, the hub cannot be reached, or it has no such file.
-    """
-    hub = _import('huggingface_hub')
-    # The bases: of the HTTP library that this version is built on.
-    failures: tuple[type[Exception], ...] = (
-        OSError,
-        *importlib.import_module('huggingface_hub.errors').HfHubHTTPError.__bases__,
-    )
-    endpoint = os.environ.get('HF_ENDPOINT')
-    try:
-        info = hub.HfApi(endpoint).model_info(published.hub_repo, files_metadata=True, timeout=30)
-    except failures as error:
-        raise DownloadError(f'{published.hub_repo} cannot be looked up on Hugging Face: {error}') from error
-    for file in info.siblings or []:
-        if Path(file.rfilename).name == published.path.name:
-            checksum = file.lfs.sha256 if file.lfs else None
-            return Remote(
-                hub.hf_hub_url(published.hub_repo, file.rfilename, revision=info.sha, endpoint=endpoint),
-                file.size,
-                checksum,
-            )
-    raise DownloadError(
-        f'{published.hub_repo} holds no {published.path.name}; it holds '
-        f'{", ".join(file.rfilename for file in info.siblings or []) or "nothing"}'
-    )
 
 
 def instructions(names: Collection[str], root: Path = Path()) -> str:
@@ -177,24 +136,64 @@ def instructions(names: Collection[str], root: Path = Path()) -> str:
     return '\n'.join([*lines, f'then: {COMMAND} --check'])
 
 
-def _fetch_from_drive(drive_id: str, part: Path, quiet: bool) -> None:
-    """Fetches from Google Drive, whose large files lie behind a page that gdown knows; gdown goes on with its own partial files."""
-    gdown = _import('gdown')
-    own = [kind for kind in vars(gdown.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    failures: tuple[type[Exception], ...] = (OSError, *own)
-    try:
-        fetched = gdown.download(id=drive_id, output=str(part), quiet=quiet, resume=True, use_cookies=False)
-    except failures as error:
-        raise DownloadError(f'Google Drive, file id {drive_id}: {error}') from error
-    if fetched is None:  # how older versions fail
-        raise DownloadError(f'Google Drive, file id {drive_id}: gdown could not fetch it')
+def _fetch(name: str, folder: Path, quiet: bool) -> Path:
+    """Downloads a file into a folder of its own, which also keeps what is needed to go on after an interruption."""
+    if name == INCEPTION:
+        path = folder / INCEPTION_FILE
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _INCEPTION_SHA256, progress=not quiet)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise DownloadError(f'{URL_INCEPTION_V3}: {error}') from error
+        return path
+    published = PUBLISHED_FILES[name]
+    if published.hub_repo:
+        return _fetch_from_hub(published, folder, quiet)
+    return _fetch_from_drive(published, folder, quiet)
 
 
-def _import(module: str) -> ModuleType:
+def _fetch_from_hub(published: PublishedFile, folder: Path, quiet: bool) -> Path:
+    """Downloads from Hugging Face (or the mirror ``HF_ENDPOINT``), from whatever folder of the repository it lies in."""
+    endpoint = os.environ.get('HF_ENDPOINT')
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DownloadError(f'{module} is not installed: pip install {module}') from error
+        info = huggingface_hub.HfApi(endpoint).model_info(published.hub_repo, files_metadata=True, timeout=_TIMEOUT_S)
+        files = {file.rfilename: file for file in info.siblings or []}
+        name = next((name for name in files if Path(name).name == published.path.name), None)
+        if name is None:
+            raise DownloadError(
+                f'{published.hub_repo} holds no {published.path.name}; it holds {", ".join(files) or "nothing"}'
+            )
+        path = huggingface_hub.hf_hub_download(
+            published.hub_repo,
+            name,
+            revision=info.sha,
+            local_dir=folder,
+            endpoint=endpoint,
+            tqdm_class=_NoBar if quiet else None,
+        )
+    except _HUB_ERRORS as error:
+        raise DownloadError(f'Hugging Face, {published.hub_repo}: {error}') from error
+    large_file = files[name].lfs
+    if large_file and sha256_of(path) != large_file.sha256:
+        shutil.rmtree(folder)
+        raise DownloadError(f'{name} was changed on its way: its SHA-256 is not the {large_file.sha256} of the hub')
+    return Path(path)
+
+
+def _fetch_from_drive(published: PublishedFile, folder: Path, quiet: bool) -> Path:
+    """Downloads from Google Drive, whose large files lie behind a page that gdown knows."""
+    path = folder / published.path.name
+    try:
+        gdown.download(id=published.drive_id, output=str(path), quiet=quiet, resume=True, use_cookies=False)
+    except (OSError, gdown.exceptions.DownloadError, requests.RequestException) as error:
+        raise DownloadError(f'{published.source}: {error}') from error
+    return path
+
+
+class _NoBar(tqdm):
+    """A progress bar that is not shown."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, 'disable': True})
 
 
 def _load_addp(arch: str, contents: dict[str, Any]) -> LoadReport:
