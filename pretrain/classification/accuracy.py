@@ -69,7 +69,8 @@ class TopKAccuracy(BaseMetric):
         if len(gathered) != size:
             raise RuntimeError(
                 f'{len(gathered)} different images were classified, but the data set has {size}: the sampler of '
-                "val_dataloader and test_dataloader must give each one, as dict(type='DefaultSampler', shuffle=False) does"
+                "val_dataloader and test_dataloader must give each one, as dict(type='DefaultSampler', shuffle=False) "
+                'does'
             )
         metrics = self.compute_metrics(list(gathered.values()))
         return {f'{self.prefix}/{name}' if self.prefix else name: value for name, value in metrics.items()}

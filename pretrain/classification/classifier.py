@@ -147,8 +147,8 @@ class ClassifierViT(ADDPViT):
         self.load_state_dict({name: report.state_dict[name] for name in own})
         notes = [*report.notes, *(f'{name} is left out, as the config says' for name in surplus)]
         print_log(
-            f'{type(self).__name__}: all {len(own)} tensors from {path} (format {report.format}); {len(report.dropped)} of '
-            f'the file are not used{"".join(f"; {note}" for note in notes)}',
+            f'{type(self).__name__}: all {len(own)} tensors from {path} (format {report.format}); '
+            f'{len(report.dropped)} of the file are not used{"".join(f"; {note}" for note in notes)}',
             logger='current',
         )
         self._is_init = True
@@ -195,8 +195,8 @@ class ImageClassifier(BaseModel):
         super().__init__(data_preprocessor)
         if num_classes is None or num_classes < 2:
             raise ValueError(
-                f'num_classes is {num_classes}, wanted 2 or more; the tools replace None by the number of classes of the '
-                'training data, elsewhere set model.num_classes'
+                f'num_classes is {num_classes}, wanted 2 or more; the tools replace None by the number of classes of '
+                'the training data, elsewhere set model.num_classes'
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f'label_smoothing must lie in [0, 1), got {label_smoothing}')
@@ -215,8 +215,8 @@ class ImageClassifier(BaseModel):
             norm: dict[str, nn.Module] = dict(batch_norm=nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, affine=False))
         elif self.backbone.out_indices[-1] != self.backbone.arch.depth - 1:
             raise ValueError(
-                f'out_index={self.backbone.out_indices[-1]} is for linear_probe=True: in fine-tuning the blocks after it '
-                'would never be trained. Give a shallower arch to fine-tune part of the network'
+                f'out_index={self.backbone.out_indices[-1]} is for linear_probe=True: in fine-tuning the blocks after '
+                'it would never be trained. Give a shallower arch to fine-tune part of the network'
             )
         else:
             norm = dict(fc_norm=nn.LayerNorm(width, eps=FC_NORM_EPS))
@@ -236,8 +236,8 @@ class ImageClassifier(BaseModel):
 
         Args:
             inputs: (B, 3, H, W) float, normalised.
-            data_samples: One per image, with metadata. 'loss' needs ``gt_label`` ((1,) int64) or, after mixing, ``gt_scores``
-                ((K,), sum 1).
+            data_samples: One per image, with metadata. 'loss' needs ``gt_label`` ((1,) int64) or, after mixing,
+                ``gt_scores`` ((K,), sum 1).
             mode: 'tensor', 'loss' or 'predict'.
 
         Returns:

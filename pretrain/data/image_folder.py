@@ -132,7 +132,7 @@ class ImageFolderDataset(Dataset):
         except DECODING_ERRORS as error:
             if self.test_mode:
                 raise LaunchError(
-                    f'{path} cannot be read ({_reason(error)}): a test set needs every image; repair the file or remove it'
+                    f'{path} cannot be read ({_reason(error)}): a test set needs every image; repair or remove the file'
                 ) from error
             self._unreadable[index] = 1
             count = int(self._unreadable.sum())

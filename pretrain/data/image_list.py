@@ -80,8 +80,8 @@ def list_class_folders(folder: Path, classes: Sequence[str] | None = None) -> Im
     found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
     if not found:
         raise LaunchError(
-            f'{folder} has no folders, wanted one per class (folder/<class>/<image>). For a list of files set ann_file; '
-            'for images without classes set labels=False'
+            f'{folder} has no folders, wanted one per class (folder/<class>/<image>). For a list of files set '
+            'ann_file; for images without classes set labels=False'
         )
     names = tuple(classes or found)
     if set(names) != set(found):
@@ -173,8 +173,8 @@ def check_same_classes(train: Sequence[str] | None, val: Sequence[str] | None) -
     if not only_train and not only_val:
         first = next(i for i, (a, b) in enumerate(zip(train, val, strict=True)) if a != b)
         raise LaunchError(
-            f'train and val have the same {len(train)} classes in different orders: class {first} is {train[first]!r} in '
-            f'train and {val[first]!r} in val. Give both the same `classes`'
+            f'train and val have the same {len(train)} classes in different orders: class {first} is {train[first]!r} '
+            f'in train and {val[first]!r} in val. Give both the same `classes`'
         )
     raise LaunchError(
         f'train has {len(train)} classes, val {len(val)}. Only in train: {_some(only_train)}. '

@@ -160,8 +160,8 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
     def _mix(self, images: Tensor, samples: list[ImageSample]) -> tuple[Tensor, Tensor]:
         if len(images) % 2:
             raise ValueError(
-                f'mixup and cutmix mix pairs, so train_dataloader.batch_size must be even, got {len(images)}; or set mixup '
-                'and cutmix of model.data_preprocessor to 0'
+                f'mixup and cutmix mix pairs, so train_dataloader.batch_size must be even, got {len(images)}; or set '
+                'mixup and cutmix of model.data_preprocessor to 0'
             )
         assert self.num_classes is not None
         # The loss smooths labels, which is equivalent.
@@ -215,8 +215,8 @@ def settle_classes(cfg: Config) -> None:
         if cfg.model.num_classes != len(names):
             raise LaunchError(
                 f'model.num_classes={cfg.model.num_classes}, but the {split} data has {len(names)} classes: '
-                f'{", ".join(names[:10])}{" ..." if len(names) > 10 else ""}. Set model.num_classes=None to take it from '
-                'the data'
+                f'{", ".join(names[:10])}{" ..." if len(names) > 10 else ""}. Set model.num_classes=None to take it '
+                'from the data'
             )
 
 

@@ -58,9 +58,9 @@ def find_inception_weights(path: Path | None = None) -> Path:
         if candidate.is_file():
             return candidate
     raise ValueError(
-        f'the Inception weights are missing (looked for {", ".join(map(str, candidates))}). Download {INCEPTION_FILE} from '
-        f'{URL_INCEPTION_V3} and give its path with --inception-weights, or choose another --feature-extractor, whose '
-        'numbers are no FID and IS'
+        f'the Inception weights are missing (looked for {", ".join(map(str, candidates))}). Download {INCEPTION_FILE} '
+        f'from {URL_INCEPTION_V3} and give its path with --inception-weights, or choose another --feature-extractor, '
+        'which does not measure FID and IS'
     )
 
 
@@ -87,8 +87,8 @@ def measure(
         verbose: Whether torch-fidelity reports its progress on stderr.
 
     Returns:
-        A dict of JSON types: ``metrics``, ``protocol``, ``feature_extractor``, ``generated``, ``reference``, ``options``,
-        ``versions``, ``seconds``, ``time``.
+        A dict of JSON types: ``metrics``, ``protocol``, ``feature_extractor``, ``generated``, ``reference``,
+        ``options``, ``versions``, ``seconds``, ``time``.
 
     Raises:
         ValueError: If an option is wrong, or the protocol is not followed and that is not allowed.
@@ -152,7 +152,7 @@ def label(numbers: dict[str, float], extractor: str) -> dict[str, float]:
 
 
 def name_of(metric: str, extractor: str) -> str:
-    """torch-fidelity's name of a metric; with other features than Inception's a general one with the extractor's name."""
+    """torch-fidelity's name of a metric, or a general name and the extractor's if that is not Inception."""
     return metric if extractor == INCEPTION else f'{_GENERAL_NAMES.get(metric, metric)} ({extractor})'
 
 

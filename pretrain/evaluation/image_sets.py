@@ -1,7 +1,7 @@
 """Folders of images to compare: their contents, and whether they follow the published protocol.
 
-The protocol (ADDP, section 4; the authors' repository): 50,000 generated 256 px PNGs against the 50,000 ImageNet validation images,
-Resize(256) and CenterCrop(256), saved as PNG; JPEG references shift FID by more than 2.
+The protocol (ADDP, section 4; the authors' repository): 50,000 generated 256 px PNGs against the 50,000 ImageNet
+validation images, Resize(256) and CenterCrop(256), saved as PNG; JPEG references shift FID by more than 2.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ def shrink(image: Image.Image, border_px: int, model: ADDP) -> tuple[Image.Image
 
     Args:
         image: An image of any size.
-        border_px: Width of the border at the model's size, in pixels; a multiple of the patch size, so that whole tokens
-            are kept.
+        border_px: Width of the border at the model's size, in pixels; a multiple of the patch size, so that whole
+            tokens are kept.
         model: The model, for its size and grid.
 
     Returns:

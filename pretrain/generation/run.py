@@ -172,7 +172,7 @@ def write_images(
 
 
 def finish(out: Path, num_images: int, process: Process) -> None:
-    """Waits, in the first process, for all images; writes the contact sheet and removes leftovers of interrupted runs."""
+    """In the first process: waits for all images, writes the contact sheet, removes leftovers of interrupted runs."""
     if process.rank:
         return
     for index in range(num_images):

@@ -27,7 +27,7 @@ _SEED_STEP = 0x9E3779B1
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are sampled. The defaults, 20 cosine steps, are one of the paper's settings; the other is 256 linear ones.
+    """How tokens are sampled. The default is 20 cosine steps; the paper's other setting is 256 linear ones.
 
     Attributes:
         steps: Number of steps T, at least 1.
@@ -67,7 +67,7 @@ class Sampling:
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The random generator, on the CPU, of image ``index`` of a run; up to 2**32 images of a run have different ones."""
+    """The random generator, on the CPU, of image ``index`` of a run; they differ for up to 2**32 images."""
     start = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], 'big')
     return torch.Generator().manual_seed((start + index * _SEED_STEP) % _SEED_SPACE)
 

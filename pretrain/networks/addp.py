@@ -52,7 +52,7 @@ class ADDP(nn.Module):
     """The trained encoder and decoder, with the frozen tokenizer and token predictor.
 
     The frozen networks need no gradients, stay in eval mode and stay out of :meth:`state_dict`. The constructor reads
-    no file: :func:`pretrain.weights.load_published` or ``load_state_dict`` (of the whole or of one network) load weights.
+    no file; :func:`pretrain.weights.load_published` or ``load_state_dict`` (of all or of one network) loads weights.
 
     Args:
         arch: Size of the encoder: a name or ``dict(width=, depth=, num_heads=)``. The decoder has the same width.
@@ -237,7 +237,7 @@ class ADDP(nn.Module):
         return self.mlm_layer(x[:, 1 : 1 + self.num_tokens], self.token_emb.weight)
 
     def _decoder_input(self, features: Tensor, token_embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Builds the decoder's sequence: cls and all patches, then the embeddings of the unmasked tokens in raster order.
+        """Builds the decoder's sequence: cls, all patches, then the embeddings of the unmasked tokens in raster order.
 
         ``mask_token`` replaces the features of cls and of masked patches; cls still gets the position embedding of an
         unmasked one.

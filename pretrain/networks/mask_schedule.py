@@ -34,7 +34,7 @@ class MaskRatioDistribution(NamedTuple):
 
 
 def mask_ratio_distribution() -> MaskRatioDistribution:
-    """The ratios cos(pi/2 * k / 100) in [0.5, 1), weighted by the truncated normal's density: 66 ratios, k = 66 .. 1."""
+    """The 66 ratios cos(pi/2 * k / 100) in [0.5, 1), k = 66 .. 1, weighted by the truncated normal's density."""
     k = torch.arange(NUM_TIMESTEPS, 0, -1, dtype=torch.float64)
     ratios = torch.cos(math.pi / 2 * k / NUM_TIMESTEPS)
     ratios = ratios[ratios >= RATIO_MIN]

@@ -2,8 +2,8 @@
 
 It differs from the usual VQGAN: no attention, average pooling between levels, convolutions without bias in the residual
 blocks, and a shortcut that acts on the branch's output. Parameter names are those of the released file. How to train
-one is in ``pretrain/training/tokenizer_objective.py``. Shapes: B images, g x g grid, L = g * g tokens, C latent channels,
-K codes.
+one is in ``pretrain/training/tokenizer_objective.py``. Shapes: B images, g x g grid, L = g * g tokens, C latent
+channels, K codes.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class VQGANTokenizer(nn.Module):
         num_codes: Number of codes K.
         dropout: Dropout probability in the residual blocks, when a tokenizer is trained.
         norm_groups: Number of groups of the GroupNorm layers. A group of one channel loses its mean and contrast, and
-            with them the image's: give narrow networks few groups (the released one has at least four channels a group).
+            with them the image's: give narrow networks few groups (the released one has four or more channels a group).
 
     Raises:
         ValueError: If a level's width is not a multiple of ``norm_groups``.

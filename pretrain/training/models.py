@@ -1,9 +1,10 @@
 """The three networks as mmengine models: what a config trains.
 
 ``ADDPPretraining``, ``TokenizerTraining`` and ``TokenPredictorTraining`` take images (uint8 or [0, 255]) from the data
-loader and return losses and statistics for the log. A config needs ``custom_imports=dict(imports=['pretrain.training'])``,
-which registers all that pre-training configs name. Random draws (masks, dropout, revived codes) come from torch's
-global generator on the CPU, which the hook ``SeedEachIteration`` makes a function of (seed, rank, iteration).
+loader and return losses and statistics for the log. A config needs
+``custom_imports=dict(imports=['pretrain.training'])``, which registers all that pre-training configs name. Random draws
+(masks, dropout, revived codes) come from torch's global generator on the CPU, which the hook ``SeedEachIteration``
+makes a function of (seed, rank, iteration).
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class ADDPPretraining(TrainingModel):
         return draw_masks(batch_size, self.addp.num_tokens)
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
-        """``loss``, the share of masked tokens, and the mean entropy of their soft targets, a lower bound of the loss."""
+        """``loss``, the share of masked tokens, and the mean entropy of their targets, a lower bound of the loss."""
         mask, noisier_mask = (mask.to(images.device) for mask in self.draw_masks(len(images)))
         sample = self.addp.diffuse(images, mask, noisier_mask)
         entropy = torch.special.entr(sample.target.float()).sum(-1)[mask].mean()
@@ -122,7 +123,7 @@ class ADDPPretraining(TrainingModel):
 
     @torch.no_grad()
     def draw_columns(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Input, reconstruction, mask, noisy image x_t, decoded most likely prediction; mask ratios grow with the rows."""
+        """Input, reconstruction, mask, noisy image x_t, decoded most likely codes; mask ratios grow with the rows."""
         rows = [
             self._draw_row(image[None], FIGURE_RATIOS[i % len(FIGURE_RATIOS)], generator)
             for i, image in enumerate(images)
@@ -209,13 +210,13 @@ class TokenizerTraining(TrainingModel):
 
     @torch.no_grad()
     def _start_codebook(self, images: Tensor) -> None:
-        """Initialises the codes with latents: of a codebook far from the latents only one or two codes would be used."""
+        """Initialises the codes with latents; far from the latents only one or two codes would ever be used."""
         with evaluating(self):
             all_codes = torch.ones(self.tokenizer.num_codes, dtype=torch.bool, device=images.device)
             fill_codes(self.tokenizer, self.tokenizer.encode_continuous(images), all_codes)
 
     def revive_codes(self) -> int:
-        """Moves dead codes to latents of the last batch and returns their number; call it after the optimizer's step."""
+        """Moves dead codes to latents of the last batch, after the optimizer's step; returns their number."""
         return 0 if self.latents is None else self.usage.revive(self.tokenizer, self.latents)
 
     @torch.no_grad()
@@ -284,7 +285,7 @@ class TokenPredictorTraining(TrainingModel):
 
     @torch.no_grad()
     def draw_columns(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Input, reconstruction, masked input, decoded most likely prediction, decoded expectation (ADDP's noisy image)."""
+        """Input, reconstruction, masked input, decoded most likely codes, decoded expectation (ADDP's noisy image)."""
         num_tokens = self.token_predictor.num_tokens
         noise = torch.rand(len(images), num_tokens, generator=generator)
         counts = [num_masked(FIGURE_RATIOS[i % len(FIGURE_RATIOS)], num_tokens) for i in range(len(images))]

@@ -47,7 +47,8 @@ class TwoGroupsConstructor(DefaultOptimWrapperConstructor):
         params += [dict(params=decayed), dict(params=flat, weight_decay=0.0)]
         count = sum(parameter.numel() for _, parameter in trained)
         print_log(
-            f'{count / 1e6:.1f} million trained parameters; {len(decayed)} tensors with weight decay, {len(flat)} without',
+            f'{count / 1e6:.1f} million trained parameters; {len(decayed)} tensors with weight decay, '
+            f'{len(flat)} without',
             logger='current',
         )
 

@@ -65,8 +65,8 @@ class TokenizerObjective(nn.Module):
         pixel_weight: Weight of the mean absolute error.
         codebook_weight: Weight of the loss that pulls codes towards latents.
         commitment_weight: Weight of the loss that pulls latents towards codes (van den Oord et al.: 0.25).
-        perceptual_weight: Weight of the VGG16 distance; 0 leaves it out. ``objective.perceptual.load_vgg16(state_dict)``
-            loads its weights.
+        perceptual_weight: Weight of the VGG16 distance; 0 leaves it out.
+            ``objective.perceptual.load_vgg16(state_dict)`` loads its weights.
         adversarial_weight: Factor of the adversarial term, times the adaptive weight; 0 leaves the discriminator out.
         adversarial_start_iters: First iteration (from 0) with the adversarial term and a discriminator that learns.
         discriminator: Arguments of :class:`PatchDiscriminator`.
@@ -107,8 +107,8 @@ class TokenizerObjective(nn.Module):
             iteration: Number of iterations done, for ``adversarial_start_iters`` and ``quantize_from_iters``.
 
         Returns:
-            A dict of the scalars ``loss_pixel``, ``loss_codebook``, ``loss_commitment`` and, where switched on, ``loss_perceptual``,
-            ``loss_adversarial`` and ``loss_discriminator``; and the pass that they were computed from.
+            A dict of the scalars ``loss_pixel``, ``loss_codebook``, ``loss_commitment`` and, where switched on,
+            ``loss_perceptual``, ``loss_adversarial`` and ``loss_discriminator``; and the pass they were computed from.
         """
         quantize = iteration >= self.quantize_from_iters
         result = reconstruct(tokenizer, images, quantize)
@@ -148,8 +148,9 @@ class TokenizerObjective(nn.Module):
 class PerceptualDistance(nn.Module):
     """The mean squared difference of unit-length VGG16 features at five depths, summed over the depths.
 
-    This is LPIPS without its learned channel weights. It is built without weights: call :meth:`load_vgg16` with those of torchvision's ``vgg16-397923af.pth``, which the user
-    downloads from https://download.pytorch.org/models/. The network is frozen, and always in eval mode.
+    This is LPIPS without its learned channel weights. It is built without weights: call :meth:`load_vgg16` with those
+    of torchvision's ``vgg16-397923af.pth``, which the user downloads from https://download.pytorch.org/models/. The
+    network is frozen, and always in eval mode.
     """
 
     mean: Tensor

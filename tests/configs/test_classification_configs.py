@@ -25,7 +25,7 @@ LEAVES = (
     'linear_large',
     'linear_tiny',
 )
-# The published rule (reference section 5, MAE's code): name of a parameter within a block, whether it has weight decay.
+# The published rule (docs/reference.md; MAE's code): name of a parameter within a block, whether it has weight decay.
 BLOCK = {
     'norm1.weight': False,
     'norm1.bias': False,

@@ -1,4 +1,4 @@
-"""A hook that each rank of tests/addp_backbone/runtime/test_distributed.py runs: compares gradients, and writes down what the rank saw and holds."""
+"""A hook for the ranks of test_distributed.py: compares gradients, and records what the rank saw and holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from addp_backbone.runtime.seeding import SeedEachIteration
 
 @HOOKS.register_module(force=True)
 class RankProbe(Hook):
-    """Writes ``rank{r}.json``: gradient_error, and for every iteration the number of objects and a digest of the parameters."""
+    """Writes ``rank{r}.json``: gradient_error, and per iteration the number of objects and a parameter digest."""
 
     priority = 'LOWEST'
 

@@ -1,4 +1,4 @@
-"""Runs tools within the test process, and a toy stage (a small network on random images) for what no real model is needed for."""
+"""Runs tools within the test process, and a toy stage (a small network on random images) without a real model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load_tool(name: str) -> ModuleType:
 
 
 def logged_losses(work_dir: Path) -> dict[int, dict[str, float]]:
-    """Iteration -> what the run in ``work_dir`` logged for it, times left out; a later run in the folder goes before an earlier."""
+    """Iteration -> what the run in ``work_dir`` logged for it, without times; later runs override earlier ones."""
     records: dict[int, dict[str, float]] = {}
     for file in sorted(work_dir.glob('*/vis_data/scalars.json'), key=lambda path: path.stat().st_mtime_ns):
         for line in file.read_text(encoding='utf-8').splitlines():

@@ -1,4 +1,4 @@
-"""Leaf configs at toy size: the same structure, pipelines, hooks and schedules, but narrow layers, 64 px images and the tiny data sets."""
+"""Leaf configs at toy size: same structure and schedules, but narrow layers, 64 px images and tiny data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that stops early, as if its process had been killed after a checkpoint, without a change of its schedule."""
+"""A training that stops early with the schedule of a whole run, as if it had been killed after a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class StoppedTrainLoop(EpochCountedTrainLoop):
 
 
 def stopped_after(num_iters: int) -> tuple[str, str]:
-    """The ``--cfg-options`` that stop a run of a config with ``EpochCountedTrainLoop`` after ``num_iters`` iterations."""
+    """The ``--cfg-options`` that stop a run with ``EpochCountedTrainLoop`` after ``num_iters`` iterations."""
     return 'train_cfg.type=StoppedTrainLoop', f'train_cfg.stop_after_iters={num_iters}'

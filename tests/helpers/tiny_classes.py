@@ -17,7 +17,7 @@ ARCH = dict(width=24, depth=2, num_heads=3)
 
 
 def write_classes(root: Path) -> Path:
-    """Writes ``root/{train,val}/<class>/*.png`` of noisy colours; 4 training images a class, 11 validation images in all."""
+    """Writes ``root/{train,val}/<class>/*.png``, noisy colours: 4 training images per class, 11 validation images."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         num_val = len(range(label, NUM_VAL, len(CLASSES)))
@@ -31,12 +31,15 @@ def write_classes(root: Path) -> Path:
 
 
 def small_leaf(path: Path, leaf: str, data_root: Path, more: str = '') -> Path:
-    """Writes a config that inherits from ``pretrain/configs/<leaf>.py``, narrow, on the tiny data; four iterations of six images."""
+    """Writes a narrow child of ``pretrain/configs/<leaf>.py`` on the tiny data; four iterations of six images."""
     cfg = Config.fromfile(ROOT / 'pretrain/configs' / f'{leaf}.py')
     pipelines = {split: cfg[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'val')}
     for step in (*pipelines['train'], *pipelines['val']):
         step.update({key: SIDE_PX for key in ('size',) if key in step})
-    loader = 'batch_size={}, num_workers=0, persistent_workers=False, pin_memory=False, dataset=dict(data_root={!r}, pipeline={})'
+    loader = (
+        'batch_size={}, num_workers=0, persistent_workers=False, pin_memory=False, '
+        'dataset=dict(data_root={!r}, pipeline={})'
+    )
     train, val = (
         loader.format(6 if split == 'train' else 4, str(data_root), [dict(step) for step in pipelines[split]])
         for split in ('train', 'val')

@@ -1,4 +1,4 @@
-"""The classifier: equal to timm's ViT, loading from every format, probing, losses, augmentation in the preprocessor, LARS."""
+"""The classifier: equal to timm's ViT, loading from every format, probing, losses, augmentation, LARS."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ARCH = dict(width=WIDTH, depth=DEPTH, num_heads=NUM_HEADS)
 
 
 def make_timm_vit(img_size: int = 64, **sizes: Any) -> nn.Module:
-    """A ViT of timm with mean pooling and ``fc_norm``, whose eps is the published fine-tuning's, with random weights in every tensor."""
+    """A ViT of timm with mean pooling and ``fc_norm`` of the published eps; random weights in every tensor."""
     options = sizes or dict(embed_dim=WIDTH, depth=DEPTH, num_heads=NUM_HEADS)
     torch.manual_seed(0)
     vit = timm.create_model(
@@ -369,12 +369,12 @@ def test_lars_steps_as_maes_does() -> None:
     for _ in range(3):
         optimizer.zero_grad()
         layer(torch.randn(6, 5)).square().sum().backward()
-        for place, parameter in enumerate(layer.parameters()):
+        for i, parameter in enumerate(layer.parameters()):
             step = parameter.grad
             if parameter.ndim > 1:
-                step = step * 0.001 * expected[place].norm() / step.norm()
-            momenta[place] = 0.9 * momenta[place] + step
-            expected[place] = expected[place] - 2.0 * momenta[place]
+                step = step * 0.001 * expected[i].norm() / step.norm()
+            momenta[i] = 0.9 * momenta[i] + step
+            expected[i] = expected[i] - 2.0 * momenta[i]
         optimizer.step()
     for parameter, wanted in zip(layer.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), wanted)

@@ -85,7 +85,7 @@ def test_the_figures_equal_those_of_torch_fidelitys_own_command(generated, refer
 
 
 def test_inception_figures_equal_those_of_torch_fidelitys_own_command(generated, tmp_path, monkeypatch, capsys):
-    """With random weights in place of the released ones: the road is the same."""
+    """With random weights instead of the released ones; everything else is the same."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     torch.manual_seed(0)
@@ -247,10 +247,10 @@ def test_missing_inception_weights_are_named_with_their_source(generated, tmp_pa
 
 def test_weights_are_found_where_the_other_weights_lie(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = tmp_path / 'exp' / 'pretrained_model' / INCEPTION_FILE
-    place.parent.mkdir(parents=True)
-    place.touch()
-    assert find_inception_weights().resolve() == place
+    path = tmp_path / 'exp' / 'pretrained_model' / INCEPTION_FILE
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert find_inception_weights().resolve() == path
 
 
 class Malicious:

@@ -99,7 +99,7 @@ def test_an_edit_keeps_unmasked_tokens_and_depends_on_seed_and_index_only(files,
     assert torch.equal(last.tokens[0][~mask], tokens[~mask])
 
 
-def test_variations_mask_their_ratio_each_in_its_own_places(files, image):
+def test_variations_mask_their_ratio_each_with_its_own_tokens(files, image):
     done = edit(files.model, image, 0.6, 3, 0, FEW_STEPS)
     assert done.mask.sum(1).tolist() == [10] * 3  # ceil(0.6 * 16)
     assert len({tuple(row) for row in done.mask.tolist()}) == 3

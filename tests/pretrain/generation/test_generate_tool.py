@@ -1,4 +1,4 @@
-"""tools/generate.py and what loads its model: the same files whatever the batch size, the processes and the interruptions."""
+"""tools/generate.py and what loads its model: the same files for any batch size, processes and interruptions."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def images() -> Tensor:
 
 
 def some_masked(num_masked: int, rows: int = 3) -> Tensor:
-    """(rows, L) bool with that many True places in each row, not the same ones."""
+    """(rows, L) bool with that many True entries in each row, not the same ones."""
     return torch.rand(rows, NUM_TOKENS, generator=torch.Generator().manual_seed(6)).argsort(1).argsort(1) < num_masked
 
 
@@ -99,7 +99,7 @@ def test_the_images_equal_the_golden_ones_of_step(step, golden, golden_run):
 
 @pytest.mark.parametrize('steps', [1, 2, 5, 20, 256])
 @pytest.mark.parametrize('num_initial', [256, 100, 3])
-def test_the_number_of_masked_places_follows_the_schedule(steps, num_initial):
+def test_the_number_of_masked_tokens_follows_the_schedule(steps, num_initial):
     cosine, linear = Sampling(steps), Sampling(steps, 'linear')
     for step in range(steps):
         done = (step + 1) / steps
@@ -111,7 +111,7 @@ def test_the_number_of_masked_places_follows_the_schedule(steps, num_initial):
 
 @pytest.mark.parametrize('schedule', ['cosine', 'linear'])
 @pytest.mark.parametrize('steps', [1, 2, 5, 20])
-def test_every_step_masks_as_many_places_as_the_schedule_says(model, schedule, steps):
+def test_every_step_masks_as_many_tokens_as_the_schedule_says(model, schedule, steps):
     sampling = Sampling(steps, schedule)
     masked = [step.mask.sum(1).tolist() for step in trajectory(model, 2, sampling)]
     assert masked == [[sampling.num_masked(step, NUM_TOKENS)] * 2 for step in range(steps)]
@@ -273,7 +273,7 @@ def test_next_mask_refuses_more_tokens_than_are_open():
         next_mask(torch.ones(1, 3), known, 2, 0.0, torch.zeros(1, 3))
 
 
-def test_mixed_latents_are_expectations_at_masked_places_and_codes_elsewhere(model):
+def test_mixed_latents_are_expectations_at_masked_tokens_and_codes_elsewhere(model):
     tokens = torch.arange(2 * NUM_TOKENS).reshape(2, NUM_TOKENS) % NUM_CODES
     logits = torch.randn(2, NUM_TOKENS, NUM_CODES, generator=torch.Generator().manual_seed(0))
     mask = some_masked(6, rows=2)

@@ -90,13 +90,13 @@ def test_pixels_are_clamped_to_the_unit_interval(model, batch, sample):
     )
 
 
-def test_the_loss_does_not_depend_on_the_target_at_unmasked_places(model, batch, sample):
+def test_the_loss_does_not_depend_on_the_target_of_unmasked_tokens(model, batch, sample):
     mask = batch[1]
     other = torch.where(mask[..., None], sample.target, sample.target.flip(-1))
     assert torch.equal(model.masked_loss(sample._replace(target=other), mask), model.masked_loss(sample, mask))
 
 
-def test_the_loss_depends_on_the_target_at_masked_places(model, batch, sample):
+def test_the_loss_depends_on_the_target_at_masked_tokens(model, batch, sample):
     other = sample._replace(target=sample.target.flip(-1))
     assert not torch.allclose(model.masked_loss(other, batch[1]), model.masked_loss(sample, batch[1]))
 

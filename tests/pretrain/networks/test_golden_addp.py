@@ -1,4 +1,4 @@
-"""A tiny ADDP against golden values made by the published implementation: one test a stage, so that a break shows where."""
+"""A tiny ADDP against golden values of the published implementation: one test per stage, to locate a break."""
 
 import json
 from pathlib import Path

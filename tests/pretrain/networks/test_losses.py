@@ -1,4 +1,4 @@
-"""Losses: label smoothing over the whole vocabulary, only masked places, float32 under any precision."""
+"""Losses: label smoothing over the whole vocabulary, only masked tokens, float32 under any precision."""
 
 import pytest
 import torch
@@ -31,14 +31,14 @@ def test_a_one_hot_soft_target_gives_the_loss_of_its_token(case):
     torch.testing.assert_close(masked_cross_entropy(logits, tokens, mask), expected)
 
 
-def test_unmasked_places_get_no_gradient_and_masked_ones_do(case):
+def test_unmasked_tokens_get_no_gradient_and_masked_ones_do(case):
     logits, target, mask = case
     masked_soft_cross_entropy(logits, target, mask).backward()
     assert (logits.grad[~mask] == 0).all()
     assert (logits.grad[mask].abs().sum(-1) > 0).all()
 
 
-def test_the_loss_ignores_values_at_unmasked_places_even_infinite_ones(case):
+def test_the_loss_ignores_values_of_unmasked_tokens_even_infinite_ones(case):
     logits, target, mask = case
     expected = masked_soft_cross_entropy(logits, target, mask)
     changed = logits.detach().clone()

@@ -87,7 +87,7 @@ def test_the_lowest_noise_is_masked_first():
     assert mask.tolist() == [[False, True, False, True]]
 
 
-def test_more_masked_places_than_tokens_are_refused():
+def test_masking_more_tokens_than_there_are_refused():
     with pytest.raises(ValueError, match='cannot mask'):
         masks_from_noise(torch.rand(1, 4), 5)
 

@@ -103,7 +103,7 @@ def test_dropped_tokens_are_missing_from_the_encoders_sequence_and_back_in_the_d
 
 
 def test_dropping_puts_every_kept_place_back_where_it_was(predictor, tokens, mask):
-    """With attention and MLPs silenced, places do not talk, so leaving some out of the encoder changes nothing elsewhere."""
+    """With attention and MLPs silenced tokens are independent: leaving some out changes nothing for the others."""
     silent = tiny_predictor().eval()
     with torch.no_grad():
         for block in silent.blocks:
@@ -120,7 +120,7 @@ def test_dropping_rows_of_different_length_is_refused(predictor, tokens, mask):
         predictor.predict_logits(tokens, mask, dropped=uneven)
 
 
-def test_the_training_loss_looks_at_masked_places_only(predictor, tokens, mask):
+def test_the_training_loss_looks_at_masked_tokens_only(predictor, tokens, mask):
     logits = predictor.predict_logits(tokens, mask, dropped=mask)
     expected = torch.nn.functional.cross_entropy(logits[mask], tokens[mask], label_smoothing=0.1)
     torch.testing.assert_close(predictor.training_loss(tokens, mask, dropped=mask), expected)

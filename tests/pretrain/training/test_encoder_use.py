@@ -25,13 +25,13 @@ def batch():
 
 
 def by_loops(model, batch):
-    """Least, ADDP's and most, place by place."""
+    """Least, ADDP's and most, token by token."""
     images, mask, noisier_mask = batch
     sample = model.diffuse(images, mask, noisier_mask)
     with torch.no_grad():
         logits = model.predict_logits(sample.noisy_images, sample.tokens, mask)
-    targets = [sample.target[place].double() for place in zip(*mask.nonzero(as_tuple=True), strict=True)]
-    scores = [logits[place].double().log_softmax(0) for place in zip(*mask.nonzero(as_tuple=True), strict=True)]
+    targets = [sample.target[index].double() for index in zip(*mask.nonzero(as_tuple=True), strict=True)]
+    scores = [logits[index].double().log_softmax(0) for index in zip(*mask.nonzero(as_tuple=True), strict=True)]
     mean = sum(targets) / len(targets)
     count = len(targets)
     return (
@@ -41,13 +41,13 @@ def by_loops(model, batch):
     )
 
 
-def test_the_cross_entropies_are_those_of_a_loop_over_places(model, batch):
+def test_the_cross_entropies_are_those_of_a_loop_over_tokens(model, batch):
     use = measure_encoder_use(model, [batch])
     assert (use.least, use.addp, use.most) == pytest.approx(by_loops(model, batch), rel=1e-5)
     assert use.least < use.most <= math.log(NUM_CODES)
 
 
-def test_batches_count_by_their_places(model, batch):
+def test_batches_count_by_their_tokens(model, batch):
     parts = [tuple(tensor[:2] for tensor in batch), tuple(tensor[2:] for tensor in batch)]
     whole, split = measure_encoder_use(model, [batch]), measure_encoder_use(model, parts)
     assert (split.least, split.addp, split.without_tokens, split.most) == pytest.approx(

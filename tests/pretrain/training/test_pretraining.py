@@ -1,4 +1,4 @@
-"""Training tokenizer, token predictor and ADDP through tools/train.py: frozen networks, resume, conversion, several processes."""
+"""Training of all three networks through tools/train.py: frozen networks, resume, conversion, several processes."""
 
 from __future__ import annotations
 
