@@ -44,7 +44,7 @@ types: $(INSTALLED)
 
 # About an hour; nothing else should run.
 benchmark: $(INSTALLED)
-	$(PYTHON) tools/benchmark/run_all.py
+	$(PYTHON) -m tools.benchmark.run_all
 
 # The tests build it too. Strict: a warning, a broken link or an anchor that does not exist is an error. The variable silences a notice of
 # mkdocs-material about the successor of mkdocs.

@@ -1,4 +1,4 @@
-"""Processes that run a command for ``tools/quickstart.py`` and ``tools/reproduce.py`` and never outlive them.
+"""Processes that run a stage's command and never outlive the run.
 
 :func:`start_command` starts Python anew. :class:`ToolForks` forks from a process that has imported what every tool
 needs once, which saves four seconds of processor time a command.
@@ -11,18 +11,19 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from addp_backbone.runtime.launch import import_quietly
 from addp_backbone.runtime.processes import die_with_parent
+from experiments.stages import Stage
 
 _PATIENCE_SECONDS = 10  # of a stopped process
 _IMPORTED_BY_ALL = (
-    'tools.train',
-    'tools.test',
+    'addp_backbone.runtime.runner',
+    'addp_backbone.runtime.optim_wrappers',
     'mmdet.apis',
     'mmseg.apis',
     'pretrain.training',
@@ -38,34 +39,27 @@ class StageProcess(Protocol):
         """Its exit code, or None while it runs."""
 
 
-Start = Callable[[Sequence[str], Path, Path, int], AbstractContextManager[StageProcess]]
-
-
-def start_command(command: Sequence[str], root: Path, log: Path, lock: int) -> AbstractContextManager[StageProcess]:
-    """Starts Python; its output goes to the end of a log.
-
-    Args:
-        command: Python's arguments.
-        root: Folder to run it in.
-        log: A file.
-        lock: File descriptor that the process holds as long as it lives.
-
-    Returns:
-        A context that holds the process, and ends it when left.
-    """
-    return child_process([sys.executable, *command], root, log, lock)
+Start = Callable[[Stage, Path, Path, int], AbstractContextManager[StageProcess]]
 
 
 @contextmanager
-def child_process(
-    command: Sequence[str], root: Path, log: Path, lock: int, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen]:
-    """Starts any program, as :func:`start_command` starts Python; it ends with us where the system can do that."""
+def start_command(stage: Stage, root: Path, log: Path, lock: int) -> Iterator[StageProcess]:
+    """Starts a stage's command in a fresh Python, or by torchrun if it has several processes.
+
+    Args:
+        stage: What to run.
+        root: Folder to run it in.
+        log: A file; gets its output at the end.
+        lock: File descriptor that the process holds as long as it lives.
+
+    Yields:
+        The process, which is ended when the context is left, and ends with us where the system can do that.
+    """
     with log.open('ab') as file:
         process = subprocess.Popen(
-            command,
+            stage.shell_command(sys.executable),
             cwd=root,
-            env=environment,
+            env={**os.environ, 'PYTHON': sys.executable},  # tools/torchrun.sh takes it
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -98,11 +92,11 @@ class ToolForks:
         self._context = multiprocessing.get_context('fork')
 
     @contextmanager
-    def __call__(self, command: Sequence[str], root: Path, log: Path, lock: int) -> Iterator[StageProcess]:
+    def __call__(self, stage: Stage, root: Path, log: Path, lock: int) -> Iterator[StageProcess]:
         """Starts a script, as :func:`start_command` does; the lock is inherited."""
         for name in _IMPORTED_BY_ALL:
             import_quietly(name)
-        process = self._context.Process(target=_run_script, args=(tuple(command), root, log, self.threads))
+        process = self._context.Process(target=_run_script, args=(stage.command, root, log, self.threads))
         process.start()
         try:
             yield _Fork(process)
@@ -134,9 +128,11 @@ def _run_script(command: tuple[str, ...], root: Path, log: Path, threads: int) -
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)  # noqa: SIM115  (for the rest of this process; ours may go elsewhere)
+    # For the rest of this process; the parent's may go elsewhere.
+    sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)  # noqa: SIM115
     sys.stderr = open(2, 'w', encoding='utf-8', buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(root)
+    sys.path.insert(0, str(Path(command[0]).absolute().parent))
     os.environ['OMP_NUM_THREADS'] = str(threads)  # for the programs that it starts
     torch.set_num_threads(threads)
     sys.argv = list(command)

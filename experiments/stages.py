@@ -1,33 +1,37 @@
-"""A list of commands with what each needs: run side by side, progress and remaining time, resumed where a run was cut.
+"""Plans: commands with what each needs, where each writes, and the mark that a finished one leaves.
 
-``tools/quickstart.py`` is the command. A finished stage leaves ``<work_dir>/finished/<name>.json``; it is not repeated
-as long as its command stays the same, the files it makes are there, and nothing it needs was run again since.
+:mod:`experiments.engine` runs a plan on this machine, :mod:`experiments.slurm` writes the script that submits the same
+plan to a cluster; ``tools/quickstart.py`` and ``tools/reproduce.py`` are the commands.
+
+A task runner such as doit keeps what has finished in a database that it writes when it ends, so a killed run would
+forget its finished stages; and it has no remaining time read from training logs, no forks that share their imports, no
+Slurm script and no end of its commands with a killed parent, which are most of these files. So the engine stays ours.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import math
-import re
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from addp_backbone.files.atomic import replace_file
-from experiments.processes import StageProcess, Start, start_command
+REPOSITORY = Path(__file__).resolve().parents[1]
+OWN_FOLDER = '{here}'  # stands for a stage's own folder in its command
+FINISHED_FILE, LOG_FILE = 'finished.json', 'log.txt'
+CPUS_PER_TASK = 8  # under Slurm: the workers that read data
+_DIGITS = 10
+# Scripts that start several processes, and after how many arguments their number stands.
+_DISTRIBUTED = {
+    'tools/train.py': ('tools/dist_train.sh', 1),
+    'tools/test.py': ('tools/dist_test.sh', 2),
+    'tools/generate.py': ('tools/dist_generate.sh', 2),
+}
 
-_POLL_SECONDS = 0.2
-_NEW_LINE_SECONDS = 30  # between lines of progress where there is no terminal
-_TAIL_LINES = 15
-_TAIL_BYTES = 4096
-_LINE_WIDTH = 118
-_COUNTS = re.compile(r'(?:\[ *(\d+)/(\d+)\])|(?:\| *(\d+)/(\d+) \[)')  # of mmengine's log lines; of tqdm's bars
+
+class RequestError(ValueError):
+    """What was asked for cannot be done; the message says what to change."""
 
 
 class StageError(RuntimeError):
@@ -35,196 +39,203 @@ class StageError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a stage takes.
+
+    Attributes:
+        gpu_hours: An estimate.
+        disk_gb: An estimate of what it leaves on disk.
+        basis: Where ``gpu_hours`` comes from.
+    """
+
+    gpu_hours: float = 0.0
+    disk_gb: float = 0.0
+    basis: str = ''
+
+    def __str__(self) -> str:
+        """', about ... GPU hours' and where the estimate comes from; '' without one."""
+        return f', about {self.gpu_hours:g} GPU hours ({self.basis}; not measured)' if self.gpu_hours else ''
+
+
+FREE = Cost()
+
+
+@dataclass(frozen=True)
 class Stage:
     """One command.
 
     Attributes:
-        name: Short name: of its log file and of the mark that it is finished.
+        name: What people see; unique among the stages of a plan that have no folder of their own.
         seconds: About how long it takes, for the remaining time; scaled by how long the stages before it took.
-        command: Arguments for Python.
-        outputs: Files that are there once it has finished.
-        needs: Names of the stages that have to finish first.
+        command: Arguments for Python, the first a script of ``tools/``.
+        outputs: Files that exist once it has finished.
+        needs: Stages that have to finish first.
+        folder: Its own folder, named after the command and its inputs (:meth:`Plan.add`); None for a stage that writes
+            to fixed paths.
+        num_processes: As many as GPUs; 1 for a command that uses one.
+        uses_gpu: Whether a cluster has to give it GPUs.
+        cost: What it takes.
     """
 
     name: str
     seconds: float
     command: tuple[str, ...]
     outputs: tuple[Path, ...] = ()
-    needs: tuple[str, ...] = ()
+    needs: tuple[Stage, ...] = ()
+    folder: Path | None = None
+    num_processes: int = 1
+    uses_gpu: bool = False
+    cost: Cost = FREE
 
     @property
     def fingerprint(self) -> str:
         """Identifies the command: a stage whose command changed is run again."""
         return hashlib.sha256(json.dumps(self.command).encode()).hexdigest()
 
+    def file(self, name: str = '') -> Path:
+        """A file in the stage's own folder; the folder for no name.
 
-def run_stages(
-    stages: Sequence[Stage], work_dir: Path, root: Path, lanes: int = 1, start: Start = start_command
-) -> None:
-    """Runs the stages that have not finished yet; prints progress and remaining time.
+        Raises:
+            ValueError: If it has none.
+        """
+        if self.folder is None:
+            raise ValueError(f'stage {self.name} has no folder of its own')
+        return self.folder / name
 
-    Args:
-        stages: What to run; names must differ. Of those whose needs have finished the first in this order starts first.
-        work_dir: Gets ``logs/<name>.log`` and ``finished/<name>.json``.
-        root: Folder to run the commands in.
-        lanes: How many run side by side.
-        start: Starts a command.
+    def log_file(self, work_dir: Path) -> Path:
+        """Where its output goes."""
+        return self.folder / LOG_FILE if self.folder else work_dir / 'logs' / f'{self.name}.log'
 
-    Raises:
-        StageError: If a command fails, or leaves out one of its outputs; the stages beside it are stopped.
-        ValueError: If stages need each other in a circle, or one that there is not.
+    def mark_file(self, work_dir: Path) -> Path:
+        """What says that it has finished."""
+        return self.folder / FINISHED_FILE if self.folder else work_dir / 'finished' / f'{self.name}.json'
+
+    def mark(self, seconds: float | None = None, at: float | None = None) -> str:
+        """The contents of the mark.
+
+        Args:
+            seconds: How long its last run took; earlier runs of a training that was interrupted are not included.
+            at: When it finished, in seconds since 1970.
+        """
+        record = dict(
+            command=self.command, processes=self.num_processes, fingerprint=self.fingerprint, seconds=seconds, at=at
+        )
+        return json.dumps(record, ensure_ascii=False) + '\n'
+
+    def read_mark(self, work_dir: Path) -> dict[str, Any] | None:
+        """The mark's contents, or None if this command has not finished or an output is missing.
+
+        The name of a folder of its own already identifies the command and its inputs, so that the mark need only exist.
+        At fixed paths the mark has to be of this command and to say when it finished (earlier versions did not).
+        """
+        path = self.mark_file(work_dir)
+        if not path.is_file() or not all(output.exists() for output in self.outputs):
+            return None
+        record: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+        if self.folder:
+            return record
+        return record if record.get('fingerprint') == self.fingerprint and record.get('at') else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the command of a stage with its own folder has ended well, in whatever run."""
+        return self.read_mark(self.file()) is not None
+
+    def shell_command(self, python: str) -> list[str]:
+        """For a shell in the repository's root.
+
+        Args:
+            python: The interpreter.
+        """
+        if self.num_processes == 1:
+            return [python, *self.command]
+        script, position = _DISTRIBUTED[self.command[0]]
+        first, rest = self.command[1 : 1 + position], self.command[1 + position :]
+        return [script, *first, str(self.num_processes), *rest]
+
+    def slurm_command(self, python: str) -> list[str]:
+        """For a job script, whose tasks are the processes."""
+        command = list(self.command)
+        if self.num_processes > 1:
+            position = 1 + _DISTRIBUTED[command[0]][1]
+            command[position:position] = ['--launcher', 'slurm']
+        return ['srun', f'--cpus-per-task={CPUS_PER_TASK}', '--kill-on-bad-exit=1', python, '-u', *command]
+
+
+@dataclass
+class Plan:
+    """Stages with folders of their own, in an order in which they can run.
+
+    The folder's name ends in a checksum of the command, which names the folders of earlier stages. So a changed command
+    (or checkpoint) means another folder, there and in all stages that build on it: what another command made is never
+    taken for this one's, and going back to the former command finds its results again.
+
+    Attributes:
+        work_dir: Above all folders.
+        stages: Each after those that it needs.
+        evaluations: The stage whose file fills a row of the table, by (initialisation, task).
     """
-    _check_order(stages)
-    with alone(work_dir) as lock, ExitStack() as processes:
-        board = _Board(stages, work_dir, lanes)
-        running: list[_Running] = []
-        while True:
-            ready = [stage for stage in board.pending if all(name in board.finished for name in stage.needs)]
-            for stage in ready[: lanes - len(running)]:
-                board.pending.remove(stage)
-                log = work_dir / 'logs' / f'{stage.name}.log'
-                log.parent.mkdir(parents=True, exist_ok=True)
-                log.touch()
-                running.append(_Running(stage, log, processes.enter_context(start(stage.command, root, log, lock))))
-            if not running:
-                return
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                board.finish(one.stage, one.close(work_dir))
-            board.show(running)
-            time.sleep(_POLL_SECONDS)
 
+    work_dir: Path
+    stages: list[Stage] = field(default_factory=list)
+    evaluations: dict[tuple[str, str], Stage] = field(default_factory=dict)
 
-def _check_order(stages: Sequence[Stage]) -> None:
-    """Raises ValueError if a stage needs one that does not stand before it."""
-    seen: set[str] = set()
-    for stage in stages:
-        if missing := [name for name in stage.needs if name not in seen]:
-            raise ValueError(f'stage {stage.name} needs {", ".join(missing)}, which must stand before it')
-        seen.add(stage.name)
+    def add(
+        self,
+        name: str,
+        tool: str,
+        positional: Sequence[object],
+        options: Sequence[object] = (),
+        *,
+        needs: Sequence[Stage] = (),
+        num_processes: int = 1,
+        uses_gpu: bool = True,
+        cost: Cost = FREE,
+        identity: str = '',
+    ) -> Stage:
+        """Adds a stage, or finds the one that is the same.
+
+        Args:
+            name: Folder below the work dir, without the checksum.
+            tool: File of ``tools/`` without its ending.
+            positional: Arguments that are no options; ``OWN_FOLDER`` stands for the stage's folder, here and in
+                ``options``.
+            options: The other arguments.
+            needs: Stages that have to finish first.
+            num_processes: As in :class:`Stage`.
+            uses_gpu: As in :class:`Stage`.
+            cost: As in :class:`Stage`.
+            identity: Checksum of inputs that may change under the same name.
+        """
+        words = [[str(word) for word in group] for group in (positional, options)]
+        text = json.dumps([tool, num_processes, *words, identity], ensure_ascii=False)
+        for folder in (self.work_dir, REPOSITORY):  # both may move
+            text = text.replace(f'{folder}/', '')
+        folder = self.work_dir / f'{name}-{hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}'
+        known = next((stage for stage in self.stages if stage.folder == folder), None)
+        if known is not None:
+            return known
+        arguments = [word.replace(OWN_FOLDER, str(folder)) for group in words for word in group]
+        stage = Stage(
+            name,
+            seconds=3600 * cost.gpu_hours / num_processes,
+            command=(f'tools/{tool}.py', *arguments),
+            needs=tuple(needs),
+            folder=folder,
+            num_processes=num_processes,
+            uses_gpu=uses_gpu,
+            cost=cost,
+        )
+        self.stages.append(stage)
+        return stage
+
+    @property
+    def unfinished(self) -> list[Stage]:
+        """What is left to do."""
+        return [stage for stage in self.stages if not stage.finished]
 
 
 def finished_seconds(stage: Stage, work_dir: Path) -> float | None:
-    """How long the stage took, or None if this command has not finished or an output is missing."""
-    record = _read_mark(stage, work_dir)
+    """How long the stage took, or None if it has not finished."""
+    record = stage.read_mark(work_dir)
     return record['seconds'] if record else None
-
-
-def _read_mark(stage: Stage, work_dir: Path) -> dict[str, Any] | None:
-    """What the stage left when it finished: ``fingerprint``, ``seconds`` it took, and when (``at``, seconds since 1970).
-
-    None if it has not, or an earlier version left something else.
-    """
-    mark = work_dir / 'finished' / f'{stage.name}.json'
-    if not mark.is_file() or not all(path.exists() for path in stage.outputs):
-        return None
-    record: dict[str, Any] = json.loads(mark.read_text(encoding='utf-8'))
-    return record if record['fingerprint'] == stage.fingerprint and 'at' in record else None
-
-
-class _Running:
-    """A stage that has started."""
-
-    def __init__(self, stage: Stage, log: Path, process: StageProcess) -> None:
-        self.stage, self.log, self.process = stage, log, process
-        self.started = time.monotonic()
-
-    def seconds_left(self, expected: float) -> tuple[float, str]:
-        """How long it still takes, and how far it is."""
-        elapsed = time.monotonic() - self.started
-        done, total = read_counts(self.log)
-        left = elapsed * (total - done) / done if done and total else max(expected - elapsed, 0.0)
-        return left, f'{done}/{total}' if total else ''
-
-    def close(self, work_dir: Path) -> float:
-        """Marks it as finished; returns how long it took."""
-        seconds, stage = time.monotonic() - self.started, self.stage
-        missing = [str(path) for path in stage.outputs if not path.exists()]
-        if (code := self.process.poll()) or missing:
-            what = f'exit code {code}' if code else f'it wrote no {", ".join(missing)}'
-            raise StageError(f'stage {stage.name} failed ({what}); the end of {self.log}:\n{end_of(self.log)}')
-        replace_file(
-            work_dir / 'finished' / f'{stage.name}.json',
-            json.dumps(dict(fingerprint=stage.fingerprint, seconds=round(seconds, 1), at=time.time())) + '\n',
-        )
-        return seconds
-
-
-class _Board:
-    """What is finished, what is pending, and what people see of it: a line that is drawn over on a terminal, a new one now and then elsewhere."""
-
-    def __init__(self, stages: Sequence[Stage], work_dir: Path, lanes: int) -> None:
-        self.count, self.lanes, self.shown = len(stages), lanes, -float('inf')
-        self.measured = self.estimated = 0.0
-        self.finished: set[str] = set()
-        self.pending: list[Stage] = []
-        times: dict[str, float] = {}
-        for stage in stages:
-            record = _read_mark(stage, work_dir)
-            if record and all(times.get(name, math.inf) <= record['at'] for name in stage.needs):
-                times[stage.name] = record['at']
-                self.finish(stage, record['seconds'], 'finished before, in ')
-            else:
-                self.pending.append(stage)
-
-    @property
-    def speed(self) -> float:
-        """Measured seconds by estimated seconds, of what ran so far; cautious while little has run."""
-        return (self.measured + 60) / (self.estimated + 60)
-
-    def finish(self, stage: Stage, seconds: float, word: str = '') -> None:
-        self.finished.add(stage.name)
-        self.measured, self.estimated = self.measured + seconds, self.estimated + stage.seconds
-        self._say(f'[{len(self.finished):2}/{self.count}] {stage.name:24} {word}{seconds:.0f} s\n')
-
-    def show(self, running: Sequence[_Running]) -> None:
-        terminal = sys.stdout.isatty()
-        if not running or (not terminal and time.monotonic() - self.shown < _NEW_LINE_SECONDS):
-            return
-        left = [one.seconds_left(self.speed * one.stage.seconds) for one in running]
-        later = self.speed * sum(stage.seconds for stage in self.pending)
-        in_all = max([seconds for seconds, _ in left] + [(later + sum(seconds for seconds, _ in left)) / self.lanes])
-        now = '; '.join(
-            f'{one.stage.name} {counts} {_minutes(seconds)}'
-            for one, (seconds, counts) in zip(running, left, strict=True)
-        )
-        self._say(f'{_minutes(in_all)} left in all; {now}' + ('' if terminal else '\n'))
-        self.shown = time.monotonic()
-
-    @staticmethod
-    def _say(text: str) -> None:
-        sys.stdout.write(f'\r{text[:-1]:{_LINE_WIDTH}}{text[-1]}' if sys.stdout.isatty() else text)
-        sys.stdout.flush()
-
-
-def _minutes(seconds: float) -> str:
-    return f'{int(seconds) // 60}:{int(seconds) % 60:02} min'
-
-
-def read_counts(log: Path) -> tuple[int, int]:
-    """The last ``12/34`` of a log, (0, 0) if there is none."""
-    with log.open('rb') as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        found = _COUNTS.findall(file.read().decode('utf-8', errors='replace'))
-    return tuple(int(number) for number in found[-1] if number)[:2] if found else (0, 0)  # type: ignore[return-value]
-
-
-def end_of(log: Path) -> str:
-    """The last lines of a log, for an error."""
-    return '\n'.join(log.read_text(encoding='utf-8', errors='replace').splitlines()[-_TAIL_LINES:])
-
-
-@contextmanager
-def alone(work_dir: Path) -> Iterator[int]:
-    """Holds the work dir for this process and for those that get the lock's file descriptor."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / '.lock').open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stdout.write(
-                f'{work_dir} is in use by another run, or by the stage that a killed one left behind: waiting for it\n'
-            )
-            sys.stdout.flush()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()

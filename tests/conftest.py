@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw
+
+# A script's folder is on its path: there the tools find command_line.py. At the end, as test.py must not hide Python's.
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools'))
 
 SHAPES = ('disc', 'box', 'wedge')
 IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = 48, 64

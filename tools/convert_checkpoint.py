@@ -10,9 +10,10 @@ trunk was found; otherwise 1, and nothing is written.
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 from addp_backbone.checkpoint.convert import (
     FORMATS,
@@ -26,9 +27,9 @@ from addp_backbone.checkpoint.convert import (
 ENDINGS = ('.pth', '.pt', '.safetensors')
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument('src', type=Path, help='pre-training checkpoint (.pth, .pt, .safetensors, detectron2 .pkl)')
     parser.add_argument('dst', type=Path, help='backbone weights to write, .pth or .safetensors')
     parser.add_argument(
@@ -52,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         default='backbone',
         help='a classifier keeps cls_token, its position and the final norm',
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def print_report(report: ConversionReport) -> None:
@@ -73,36 +74,35 @@ def print_report(report: ConversionReport) -> None:
         print(f'MISSING   {name}')
 
 
-def main() -> int:
-    """Converts; returns the exit code."""
-    args = parse_args()
-    try:
-        if args.dst.suffix not in ENDINGS:
-            raise CheckpointError(f'DST must end in {", ".join(ENDINGS)}, got {args.dst}')
-        if args.dst.resolve() == args.src.resolve():
-            raise CheckpointError(f'SRC and DST are the same file, {args.src}')
-        report = convert_state_dict(
-            read_checkpoint(args.src),
-            args.format,
-            args.img_size or None,
-            args.patch_size or None,
-            keep_cls=args.target == 'classifier',
+def run(args: argparse.Namespace) -> None:
+    """Converts."""
+    if args.dst.suffix not in ENDINGS:
+        raise CheckpointError(f'DST must end in {", ".join(ENDINGS)}, got {args.dst}')
+    if args.dst.resolve() == args.src.resolve():
+        raise CheckpointError(f'SRC and DST are the same file, {args.src}')
+    report = convert_state_dict(
+        read_checkpoint(args.src),
+        args.format,
+        args.img_size or None,
+        args.patch_size or None,
+        keep_cls=args.target == 'classifier',
+    )
+    print_report(report)
+    if report.missing:
+        raise CheckpointError(
+            f'{len(report.missing)} tensors of the trunk are missing in {args.src}; nothing was written'
         )
-        print_report(report)
-        if report.missing:
-            raise CheckpointError(
-                f'{len(report.missing)} tensors of the trunk are missing in {args.src}; nothing was written'
-            )
-        if report.neck_state_dict:
-            neck = args.dst.with_name(f'{args.dst.stem}.neck{args.dst.suffix}')
-            write_atomically(report.neck_state_dict, neck)
-            print(f'written   {neck} (SimpleFeaturePyramid)')
-        write_atomically(report.state_dict, args.dst)
-    except CheckpointError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    if report.neck_state_dict:
+        neck = args.dst.with_name(f'{args.dst.stem}.neck{args.dst.suffix}')
+        write_atomically(report.neck_state_dict, neck)
+        print(f'written   {neck} (SimpleFeaturePyramid)')
+    write_atomically(report.state_dict, args.dst)
     print(f'written   {args.dst}')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Looks at the environment: versions, devices, which mmcv ops are in use, and a line that mends each known bad combination.
+"""Looks at the environment: versions, devices, mmcv's ops, and a line that mends each known bad combination.
 
 Run:  python tools/doctor.py     # exit code 0 if all is well, 1 otherwise
 """
@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def load_by_path(name: str) -> ModuleType:
-    """Loads a file of addp_backbone alone: importing the package would need everything that may be broken."""
-    spec = importlib.util.spec_from_file_location(
-        f'addp_{name}', REPOSITORY / 'addp_backbone' / 'runtime' / f'{name}.py'
-    )
+def load_by_path(name: str, folder: str = 'addp_backbone/runtime') -> ModuleType:
+    """Loads a module of this checkout alone: importing its package would need everything that may be broken."""
+    spec = importlib.util.spec_from_file_location(f'addp_{name}', ROOT / folder / f'{name}.py')
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -27,18 +25,29 @@ def load_by_path(name: str) -> ModuleType:
     return module
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
+command_line = load_by_path('command_line', 'tools')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    return command_line.make_parser(__doc__).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Looks, prints, and returns 1 if there are problems."""
     doctor = load_by_path('doctor')
-    facts = load_by_path('environment').collect_facts(REPOSITORY)
+    facts = load_by_path('environment').collect_facts(ROOT)
     print('\n'.join(doctor.describe(facts)))
     problems = doctor.find_problems(facts)
     for problem in problems:
         print(f'\nPROBLEM  {problem.what}\n   MEND  {problem.mend}')
     print(f'\n{len(problems)} problem{"s" * (len(problems) != 1)} found' if problems else '\nno problems found')
-    return 1 if problems else 0
+    return command_line.FAILED if problems else command_line.OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return command_line.run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

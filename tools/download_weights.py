@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import FAILED, OK, ROOT, make_parser, print_error, run_command
 
 from pretrain.weights.download import GROUPS, DownloadError, check, download, instructions, names_of, place_of
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         'names',
         nargs='*',
@@ -34,7 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--root',
         type=Path,
-        default=REPOSITORY,
+        default=ROOT,
         metavar='DIR',
         help="folder that exp/ lies in (default: the repository's)",
     )
@@ -52,24 +51,23 @@ def get(name: str, args: argparse.Namespace) -> str:
     return download(name, args.root, quiet=not sys.stderr.isatty())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Fetches or checks; returns 1 if a file failed."""
     failed = []
-    try:
-        names = names_of(args.names)
-    except DownloadError as error:
-        print(f'download_weights: {error}', file=sys.stderr)
-        return 1
-    for name in names:
+    for name in names_of(args.names):
         try:
             print(f'{place_of(name, args.root)}: {get(name, args)}', flush=True)
         except DownloadError as error:
             failed.append(name)
-            print(f'download_weights: {name}: {error}', file=sys.stderr)
+            print_error(f'{name}: {error}')
     if failed:
         print(instructions(failed, args.root), file=sys.stderr)
-    return 1 if failed else 0
+    return FAILED if failed else OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv), (DownloadError, OSError))
 
 
 if __name__ == '__main__':

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from addp_backbone.files.images import write_png
@@ -29,9 +30,9 @@ from pretrain.networks.addp import ADDP
 from pretrain.weights.generator import precision
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add_model_arguments(parser)
     parser.add_argument('image', type=Path, help='any size; resized by its shorter side and cropped to the centre')
     where = parser.add_mutually_exclusive_group(required=True)
@@ -71,18 +72,13 @@ def read_task(args: argparse.Namespace, model: ADDP) -> tuple[Image.Image, Tenso
     return fitted, tokens_of_mask(mask, image.size, model, args.invert)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        model = read_model(args)
-        image, mask = read_task(args, model)
-        model.to('cuda' if torch.cuda.is_available() else 'cpu')
-        with precision(model, args.precision):
-            done = edit(model, image, mask, args.num_results, args.seed, read_sampling(args), args.paste)
-    except (ValueError, OSError, UnidentifiedImageError) as error:  # CheckpointError and LaunchError are ValueErrors
-        print(f'edit: {error}', file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    """Edits, and writes the results."""
+    model = read_model(args)
+    image, mask = read_task(args, model)
+    model.to('cuda' if torch.cuda.is_available() else 'cpu')
+    with precision(model, args.precision):
+        done = edit(model, image, mask, args.num_results, args.seed, read_sampling(args), args.paste)
     write_png(image, args.out / 'before.png')
     for index, (result, masked) in enumerate(
         zip(to_pil(done.results), to_pil(grey_out(done.before, done.mask)), strict=True)
@@ -96,7 +92,11 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     print(f'{args.out}: {args.num_results} results, {int(done.mask[0].sum())} of {model.num_tokens} tokens drawn anew')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

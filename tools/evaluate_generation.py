@@ -12,18 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 from addp_backbone.files.atomic import replace_file
 from pretrain.evaluation.fidelity import INCEPTION, METRICS, measure
 from pretrain.evaluation.image_sets import ImageSet
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('generated', type=Path, metavar='GENERATED')
     parser.add_argument('reference', type=Path, metavar='REFERENCE')
     parser.add_argument('--out', type=Path, metavar='F.json', help='file for the result')
@@ -41,30 +42,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        result = measure(
-            ImageSet.of_folder(args.generated),
-            ImageSet.of_folder(args.reference),
-            args.feature_extractor,
-            args.inception_weights,
-            args.metrics,
-            args.batch_size,
-            args.allow_protocol_mismatch,
-            sys.stderr.isatty(),
-        )
-    except (ValueError, OSError) as error:
-        print(f'evaluate_generation: {error}', file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    """Measures, prints and writes the result."""
+    result = measure(
+        ImageSet.of_folder(args.generated),
+        ImageSet.of_folder(args.reference),
+        args.feature_extractor,
+        args.inception_weights,
+        args.metrics,
+        args.batch_size,
+        args.allow_protocol_mismatch,
+        sys.stderr.isatty(),
+    )
     for name, number in result['metrics'].items():
         print(f'{name}: {number:.7g}')
     for mismatch in result['protocol']['mismatches']:
         print(f'not the published protocol: {mismatch}')
     if args.out:
         replace_file(args.out, json.dumps(result, indent=2) + '\n')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 from mmengine.config import DictAction
 
@@ -21,31 +22,30 @@ from addp_backbone.runtime.launch import load_config
 from pretrain.classification.few_shot import run_few_shot
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line, or ``words`` in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument('config', help='classification config; its few_shot says how many images and which seeds')
     parser.add_argument('--work-dir', help='folder for the runs (default: work_dirs/CONFIG_NAME_few_shot)')
     parser.add_argument(
         '--processes', type=int, default=1, metavar='N', help='processes a run, on one machine (default: %(default)s)'
     )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='K=V', help='as in tools/train.py')
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
 def read_options(pairs: list[str]) -> dict[str, object]:
     """``K=V`` pairs as tools/train.py reads them."""
-    reader = argparse.ArgumentParser()
+    reader = make_parser(None)
     reader.add_argument('--cfg-options', nargs='+', action=DictAction)
     return reader.parse_args(['--cfg-options', *pairs]).cfg_options if pairs else {}
 
 
-def main(words: list[str] | None = None) -> None:
-    """Runs the command."""
-    arguments = parse_arguments(words)
-    cfg = load_config(arguments.config, read_options(arguments.cfg_options))
-    work_dir = Path(arguments.work_dir or f'{cfg.work_dir}_few_shot')
-    summary = run_few_shot(cfg, arguments.config, work_dir, arguments.processes, arguments.cfg_options)
+def run(args: argparse.Namespace) -> None:
+    """Runs the protocol and prints the means."""
+    cfg = load_config(args.config, read_options(args.cfg_options))
+    work_dir = Path(args.work_dir or f'{cfg.work_dir}_few_shot')
+    summary = run_few_shot(cfg, args.config, work_dir, args.processes, args.cfg_options)
     for name, entry in summary.items():
         if isinstance(entry, dict):
             print(
@@ -54,8 +54,10 @@ def main(words: list[str] | None = None) -> None:
             )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv), (LaunchError, OSError))
+
+
 if __name__ == '__main__':
-    try:
-        main()
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
+    sys.exit(main())

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 import torch
 from mmengine.logging import MMLogger
@@ -36,9 +35,9 @@ from pretrain.generation.run import (
 from pretrain.weights.generator import precision
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add_model_arguments(parser)
     parser.add_argument('--num-images', type=int, required=True, metavar='N')
     parser.add_argument(
@@ -70,40 +69,39 @@ def show_progress(blocks: Iterable[range], total: int, process: Process) -> Iter
             bar.update(len(block))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        process = Process.of_launcher(args.launcher)
-        sampling = read_sampling(args)
-        if process.rank:
-            MMLogger.get_current_instance().setLevel('ERROR')
-        model = read_model(args)
-        claim_folder(
+def run(args: argparse.Namespace) -> None:
+    """Generates."""
+    process = Process.of_launcher(args.launcher)
+    sampling = read_sampling(args)
+    if process.rank:
+        MMLogger.get_current_instance().setLevel('ERROR')
+    model = read_model(args)
+    claim_folder(
+        args.out,
+        dict(asdict(sampling), seed=args.seed, precision=args.precision, weights_sha256=fingerprint(model)),
+    )
+    model.to(f'cuda:{process.local_rank}' if torch.cuda.is_available() else 'cpu')
+    with precision(model, args.precision):
+        write_images(
+            model,
             args.out,
-            dict(asdict(sampling), seed=args.seed, precision=args.precision, weights_sha256=fingerprint(model)),
+            args.num_images,
+            args.seed,
+            sampling,
+            args.batch_size,
+            process,
+            lambda blocks, total: show_progress(blocks, total, process),
         )
-        model.to(f'cuda:{process.local_rank}' if torch.cuda.is_available() else 'cpu')
-        with precision(model, args.precision):
-            write_images(
-                model,
-                args.out,
-                args.num_images,
-                args.seed,
-                sampling,
-                args.batch_size,
-                process,
-                lambda blocks, total: show_progress(blocks, total, process),
-            )
-            if args.steps_figure is not None and process.rank == 0:
-                write_png(steps_figure(model, args.seed, args.steps_figure, sampling), args.out / STEPS_FILE)
-        finish(args.out, args.num_images, process)
-    except (ValueError, OSError) as error:  # CheckpointError and LaunchError are ValueErrors
-        print(f'generate: {error}', file=sys.stderr)
-        return 1
+        if args.steps_figure is not None and process.rank == 0:
+            write_png(steps_figure(model, args.seed, args.steps_figure, sampling), args.out / STEPS_FILE)
+    finish(args.out, args.num_images, process)
     if process.rank == 0:
         print(f'{args.out}: {args.num_images} images')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

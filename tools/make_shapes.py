@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 from tqdm import tqdm
 
@@ -34,9 +34,9 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[2] or found[1]), int(found[1])
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         'out', type=Path, metavar='OUT', help='folder to write: new, empty, or begun with the same options'
     )
@@ -79,30 +79,29 @@ def show_progress(finished: Iterator[None], total: int) -> Iterator[None]:
     return iter(tqdm(finished, total=total, unit='picture', smoothing=0.05))
 
 
+def run(args: argparse.Namespace) -> None:
+    """Draws the data set."""
+    height, width = args.size
+    settings = ShapeSettings(
+        height,
+        width,
+        args.seed,
+        args.train,
+        args.val,
+        args.train_per_class,
+        args.val_per_class,
+        args.plain,
+        args.typical,
+        args.clutter,
+        *args.shape_size,
+    )
+    write_shapes(args.out, settings, args.workers, show_progress)
+    print(f'{args.out}: ' + ', '.join(f'{count} {part}' for part, count in settings.counts().items() if count))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    height, width = args.size
-    try:
-        settings = ShapeSettings(
-            height,
-            width,
-            args.seed,
-            args.train,
-            args.val,
-            args.train_per_class,
-            args.val_per_class,
-            args.plain,
-            args.typical,
-            args.clutter,
-            *args.shape_size,
-        )
-        write_shapes(args.out, settings, args.workers, show_progress)
-    except (ValueError, OSError) as error:
-        print(f'make_shapes: {error}', file=sys.stderr)
-        return 1
-    print(f'{args.out}: ' + ', '.join(f'{count} {part}' for part, count in settings.counts().items() if count))
-    return 0
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

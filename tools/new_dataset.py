@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import FAILED, OK, make_parser, print_error, run_command
 
 from tqdm import tqdm
 
@@ -36,9 +36,9 @@ from addp_backbone.runtime.environment import num_cores
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     tasks = parser.add_subparsers(dest='task', required=True, metavar='{det,seg}')
     for task, base, second in (
         ('det', 'det_configs/addp_base_maskrcnn.py', 'json'),
@@ -151,16 +151,11 @@ def compose_segmentation(args: argparse.Namespace, options: LeafOptions, finding
     return Composed(text, classes, data.num_train_images)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Checks the data and writes the config; returns 1 if the data has errors."""
     findings = Findings()
-    try:
-        composed = compose(args, findings)
-        config = write_leaf(args.out, composed.text, composed.classes) if composed.text else None
-    except (ValueError, OSError) as error:
-        print(f'new_dataset: {error}', file=sys.stderr)
-        return 1
+    composed = compose(args, findings)
+    config = write_leaf(args.out, composed.text, composed.classes) if composed.text else None
     if args.val_images is None:
         print(
             'no validation data given: the config validates on the training data, which tells nothing about new images'
@@ -168,11 +163,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print('\n'.join([*findings.histogram_lines(), '', *findings.lines(args.max_findings)]))
     print(f'{findings.num_errors} errors, {findings.num_warnings} warnings')
     if config is None:
-        print(f'new_dataset: the data has errors, {args.out} is not written', file=sys.stderr)
-        return 1
+        print_error(f'the data has errors, {args.out} is not written')
+        return FAILED
     hint = schedule_hint(config.train_cfg, config.train_dataloader.batch_size, composed.num_images)
     print(f'written: {args.out}\n{hint}\nnext: python tools/train.py {args.out}')
-    return 0
+    return OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import make_parser, run_command
+
 import matplotlib
 
 matplotlib.use('Agg')
@@ -56,18 +58,18 @@ def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], out: Path) -> N
     figure.savefig(out, dpi=100)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument('work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='folder of a training run')
     parser.add_argument('--keys', nargs='+', default=['loss'], help='what to draw (default: loss)')
     parser.add_argument('--out', type=Path, default=Path('curves.png'), help='default: %(default)s')
-    args = parser.parse_args(words)
-    try:
-        runs = {str(work_dir): read_curves(work_dir, args.keys) for work_dir in args.work_dirs}
-    except FileNotFoundError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draws the curves and prints their ends."""
+    runs = {str(work_dir): read_curves(work_dir, args.keys) for work_dir in args.work_dirs}
     draw(runs, args.keys, args.out)
     for name, curves in runs.items():
         for key, curve in curves.items():
@@ -75,7 +77,11 @@ def main(words: Sequence[str] | None = None) -> int:
                 first, last = min(curve), max(curve)
                 print(f'{name}: {key} {curve[first]:.4g} (iteration {first}) -> {curve[last]:.4g} (iteration {last})')
     print(f'written: {args.out}')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -15,16 +15,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import FAILED, OK, make_parser, print_error, run_command
 
 from tqdm import tqdm
 
 from addp_backbone.predict.predictor import DEFAULT_SCORE_THR, predict_images
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file of the training run')
     parser.add_argument('checkpoint', metavar='CKPT', help='its checkpoint')
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders or glob patterns')
@@ -48,21 +48,21 @@ def show_progress(paths: Iterable[Path], total: int) -> Iterable[Path]:
     return tqdm(paths, total=total, unit='image')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        records = predict_images(
-            args.config, args.checkpoint, args.images, args.out, args.score_thr, args.device, show_progress
-        )
-    except (ValueError, OSError) as error:
-        print(f'predict: {error}', file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> int:
+    """Predicts; returns 1 if an image was left out."""
+    records = predict_images(
+        args.config, args.checkpoint, args.images, args.out, args.score_thr, args.device, show_progress
+    )
     skipped = [record for record in records if 'error' in record]
     for record in skipped:
-        print(f'predict: {record["error"]}; left out', file=sys.stderr)
+        print_error(f'{record["error"]}; left out')
     print(f'{len(records) - len(skipped)} of {len(records)} images: {args.out}')
-    return 1 if skipped else 0
+    return FAILED if skipped else OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

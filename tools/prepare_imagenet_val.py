@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 from tqdm import tqdm
 
@@ -22,9 +22,9 @@ from pretrain.evaluation.image_sets import MANIFEST_FILE, NUM_IMAGES, SIZE_PX
 from pretrain.evaluation.reference_set import prepare_reference_set
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('source', type=Path, metavar='SOURCE', help="folder with ImageNet's validation images")
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
     parser.add_argument('--workers', type=int, default=num_cores(), help='processes (default: %(default)s)')
@@ -39,18 +39,17 @@ def show_progress(finished: Iterable[str | None], total: int) -> Iterable[str | 
     return tqdm(finished, total=total, unit='image')
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        manifest = prepare_reference_set(args.source, args.out, args.workers, show_progress, args.size)
-    except (ValueError, OSError) as error:
-        print(f'prepare_imagenet_val: {error}', file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    """Makes the reference set."""
+    manifest = prepare_reference_set(args.source, args.out, args.workers, show_progress, args.size)
     print(f'{args.out}: {manifest["num_images"]} images, {MANIFEST_FILE}')
     if manifest['num_images'] != NUM_IMAGES or args.size != SIZE_PX:
         print(f'note: the published protocol has {NUM_IMAGES} reference images of {SIZE_PX} px')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

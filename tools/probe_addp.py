@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 import torch
 from mmengine.config import Config, DictAction
@@ -35,9 +35,9 @@ from pretrain.weights.generator import require_addp
 BATCH_SIZE = 32
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('config', help='pre-training config of ADDP')
     parser.add_argument('checkpoint', help="checkpoint of the config's training, its work dir, or a released file")
     parser.add_argument('--num-images', type=int, default=256, metavar='N', help='default: %(default)s')
@@ -94,17 +94,12 @@ def describe(use: EncoderUse) -> str:
     return '\n'.join(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        cfg = load_config(args.config, args.cfg_options)
-        model = build_model(cfg, args.checkpoint)
-        images = pick_images(DATASETS.build(cfg.train_dataloader.dataset), args.num_images, model)
-        use = measure_encoder_use(model.addp, batches(images, model.addp.num_tokens, args.mask_ratio))
-    except (ValueError, OSError) as error:  # CheckpointError and LaunchError are ValueErrors
-        print(f'probe_addp: {error}', file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    """Measures, prints and writes the figures."""
+    cfg = load_config(args.config, args.cfg_options)
+    model = build_model(cfg, args.checkpoint)
+    images = pick_images(DATASETS.build(cfg.train_dataloader.dataset), args.num_images, model)
+    use = measure_encoder_use(model.addp, batches(images, model.addp.num_tokens, args.mask_ratio))
     print(
         f'cross entropy against the target, in nats ({len(images)} images, {args.mask_ratio:.0%} masked)\n{describe(use)}'
     )
@@ -115,7 +110,11 @@ def main(argv: list[str] | None = None) -> int:
             lost_without_encoder=use.lost_without_encoder,
         )
         replace_file(args.out, json.dumps({**asdict(use), **shares}, indent=2) + '\n')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -18,24 +18,26 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import ROOT, make_parser, run_command
 
 import torch
 
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
+from experiments.engine import dry_run, run_stages
+from experiments.miniature.plan import Miniature
 from experiments.miniature.report import make_report
-from experiments.miniature.table import Miniature, Sizes, as_markdown
+from experiments.miniature.sizes import Sizes
+from experiments.miniature.table import as_markdown, read_results
 from experiments.processes import ToolForks, start_command
-from experiments.stages import Stage, StageError, finished_seconds, run_stages
+from experiments.stages import Stage, StageError, finished_seconds
 
-ROOT = Path(__file__).resolve().parents[1]
 MAX_LANES = 4
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         '--work-dir', type=Path, default=ROOT / 'work_dirs/quickstart', help='folder for everything it makes'
     )
@@ -65,6 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=has_quick_bfloat16(),
         help='train in bfloat16 autocast (default: if the CPU has instructions for it)',
     )
+    parser.add_argument('--dry-run', action='store_true', help='print every command and run none')
     args = parser.parse_args(argv)
     factors = args.scale, args.pretraining, args.transfer
     if min(factors) <= 0 or len(set(args.seeds)) != len(args.seeds):
@@ -81,43 +84,52 @@ def has_quick_bfloat16() -> bool:
     )
 
 
-def run(stages: Sequence[Stage], work: Path) -> str:
-    """Runs what has not finished yet, as many stages side by side as there are cores, at most :data:`MAX_LANES`; returns how."""
+def run_side_by_side(stages: Sequence[Stage], work: Path) -> str:
+    """Runs what has not finished yet, as many stages at once as there are cores, at most :data:`MAX_LANES`.
+
+    Returns:
+        How many, and with how many threads.
+    """
     cores = num_cores()
     lanes = min(MAX_LANES, cores)
     threads = cores // lanes
-    run_stages(stages, work, ROOT, lanes, ToolForks(threads) if sys.platform == 'linux' else start_command)
+    run_stages(stages, work, lanes=lanes, start=ToolForks(threads) if sys.platform == 'linux' else start_command)
     return f'{lanes} side by side with {threads} CPU thread{"s" * (threads > 1)} each'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> None:
     """Runs what has not finished yet; prints and writes the table and the report."""
-    args = parse_args(argv)
     work = args.work_dir.absolute()
     sizes = Sizes().scaled(args.scale).pretrained(args.pretraining).transferred(args.transfer)
     miniature = Miniature(work, sizes, args.seeds, args.amp)
     stages = miniature.stages()
+    if args.dry_run:
+        print('\n'.join(dry_run(stages, work)))
+        return
     started = time.monotonic()
     try:
-        lanes = run(stages, work)
-    except StageError as error:
-        print(f'quickstart: {error}', file=sys.stderr)
-        return 1
+        lanes = run_side_by_side(stages, work)
     except KeyboardInterrupt:
-        print('\nquickstart: stopped; the same command goes on from here', file=sys.stderr)
-        return 130
-    results = miniature.results()
+        print('\nstopped; the same command goes on from here', file=sys.stderr)
+        raise
+    results = read_results(miniature)
     table = as_markdown(results)
     minutes = sum(finished_seconds(stage, work) or 0 for stage in stages) / 60
-    notes = [
-        f'{minutes:.1f} minutes of stages, {lanes}; {(time.monotonic() - started) / 60:.1f} minutes in all since this command started. '
-        f'{len(stages)} stages, {"bfloat16" if args.amp else "float32"}, torch {torch.__version__}, {platform.machine()}.'
-    ]
+    in_all = (time.monotonic() - started) / 60
+    precision = 'bfloat16' if args.amp else 'float32'
+    note = (
+        f'{minutes:.1f} minutes of stages, {lanes}; {in_all:.1f} minutes in all since this command started. '
+        f'{len(stages)} stages, {precision}, torch {torch.__version__}, {platform.machine()}.'
+    )
     replace_file(work / 'results.json', json.dumps(results, indent=2) + '\n')
     replace_file(work / 'results.md', table)
-    replace_file(work / 'report.html', make_report(miniature, results, notes))
-    print(f'\n{table}\n{notes[0]}\nOpen {work}/report.html for curves and pictures.')
-    return 0
+    replace_file(work / 'report.html', make_report(miniature, results, [note]))
+    print(f'\n{table}\n{note}\nOpen {work}/report.html for curves and pictures.')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv), (StageError, OSError))
 
 
 if __name__ == '__main__':

@@ -13,25 +13,24 @@ finished evaluations wrote.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import FAILED, OK, make_parser, print_error, run_command
 
-from experiments.paper.checks import check_data, find_problems
+from experiments.engine import dry_run, run_stages
+from experiments.paper.checks import DataIssue, find_data_issues, find_problems
 from experiments.paper.commands import make_plan
-from experiments.paper.local_run import describe_cost, run_plan
-from experiments.paper.options import add_arguments, read_settings
-from experiments.paper.plan import Plan
-from experiments.paper.settings import RequestError
-from experiments.paper.slurm import submit_script
+from experiments.paper.settings import Settings, add_arguments, read_settings
 from experiments.paper.table import collect, write_results
+from experiments.slurm import submit_script
+from experiments.stages import Plan, RequestError
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add_arguments(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--dry-run', action='store_true', help='print every command and run none')
@@ -41,58 +40,54 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--sbatch-options', default='', metavar='"..."', help='for every job, e.g. "--partition=gpu --time=72:00:00"'
     )
     parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N', help='under Slurm (default: %(default)s)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
+    return args
 
 
-def show_commands(plan: Plan) -> None:
-    """Prints every command."""
-    for number, stage in enumerate(plan.stages, 1):
-        print(
-            f'\n# [{number}/{len(plan.stages)}] {stage.name}{", finished" if stage.finished else describe_cost(stage)}'
-        )
-        print(shlex.join(stage.command(sys.executable)))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        settings = read_settings(args)
-        plan = make_plan(settings)
-        if args.slurm:
-            words = [word for word in (sys.argv[1:] if argv is None else argv) if word != '--slurm']
-            script = submit_script(
-                plan,
-                sys.executable,
-                [sys.executable, str(Path(__file__).resolve()), *words, '--table'],
-                args.sbatch_options,
-                args.gpus_per_node,
-            )
-    except RequestError as error:
-        print(f'reproduce: {error}', file=sys.stderr)
-        return 1
-    findings = check_data(settings) if settings.allow_mismatch or (plan.unfinished and not args.table) else []
-    if plan.unfinished and not args.table:
-        problems = find_problems(settings, plan, findings, here=not args.slurm)
-        for problem in problems:
-            print(f'reproduce: {problem}', file=sys.stderr)
-        hours = sum(stage.cost.gpu_hours for stage in plan.unfinished)
-        print(
-            f'{len(plan.unfinished)} of {len(plan.stages)} stages to run; about {hours:g} GPU hours (estimate)',
-            file=sys.stderr,
-        )
-        if problems and not args.dry_run:
-            print(
-                f'reproduce: {len(problems)} problems, nothing was started (--dry-run shows the commands)',
-                file=sys.stderr,
-            )
-            return 1
+def run(args: argparse.Namespace) -> int:
+    """Checks, then prints commands, a script or the table, or runs what is not finished; returns 1 if something failed."""
+    settings = read_settings(args)
+    plan = make_plan(settings)
+    script = make_script(args, plan) if args.slurm else ''
+    to_run = plan.unfinished and not args.table
+    issues = find_data_issues(settings) if settings.allow_mismatch or to_run else []
+    if to_run and report_problems(args, settings, plan, issues):
+        return FAILED
     if args.dry_run or args.slurm:
-        show_commands(plan) if args.dry_run else print(script, end='')
-        return 0
-    failed = [] if args.table else run_plan(plan, lambda line: print(line, flush=True))
-    print('\n' + write_results(collect(plan, settings, findings), plan, settings))
-    return 1 if failed else 0
+        print('\n'.join(dry_run(plan.stages, plan.work_dir)) if args.dry_run else script.removesuffix('\n'))
+        return OK
+    failed = [] if args.table else run_stages(plan.stages, plan.work_dir, keep_going=True)
+    print('\n' + write_results(collect(plan, settings, issues), plan, settings))
+    return FAILED if failed else OK
+
+
+def make_script(args: argparse.Namespace, plan: Plan) -> str:
+    """The script that submits the stages; its last job is this command with ``--table``."""
+    words = [word for word in args.words if word != '--slurm']
+    command = [sys.executable, str(Path(__file__).resolve()), *words, '--table']
+    return submit_script(plan, sys.executable, command, args.sbatch_options, args.gpus_per_node)
+
+
+def report_problems(args: argparse.Namespace, settings: Settings, plan: Plan, issues: Sequence[DataIssue]) -> bool:
+    """Prints what is missing and what the run costs; returns whether it must not start."""
+    problems = find_problems(settings, plan, issues, here=not args.slurm)
+    for problem in problems:
+        print_error(problem)
+    unfinished = plan.unfinished
+    hours = sum(stage.cost.gpu_hours for stage in unfinished)
+    print(
+        f'{len(unfinished)} of {len(plan.stages)} stages to run; about {hours:g} GPU hours (estimate)', file=sys.stderr
+    )
+    if problems and not args.dry_run:
+        print_error(f'{len(problems)} problems, nothing was started (--dry-run shows the commands)')
+        return True
+    return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv), (RequestError, OSError))
 
 
 if __name__ == '__main__':

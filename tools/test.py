@@ -10,10 +10,10 @@ import argparse
 import json
 import math
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 from mmengine.dist import is_main_process
 
@@ -33,38 +33,37 @@ from addp_backbone.runtime.runner import StageRunner
 from pretrain.data.labelled import settle_classes
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line, or ``words`` in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     add_arguments(parser)
     parser.add_argument(
         'checkpoint', help='checkpoint of a training run with this config, or its work dir: the latest checkpoint'
     )
     parser.add_argument('--out', metavar='F.json', help='file for the metrics, as printed')
     parser.add_argument('--show-dir', metavar='D', help='folder for an overlay of every image')
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def main(words: list[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Prepares the config, evaluates, prints and writes the metrics."""
-    arguments = parse_arguments(words)
-    cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     try:
-        checkpoint = find_checkpoint(arguments.checkpoint)
+        checkpoint = find_checkpoint(args.checkpoint)
     except CheckpointError as error:
         raise LaunchError(
-            f'checkpoint {arguments.checkpoint} does not exist; training writes iter_*.pth into its work dir'
+            f'checkpoint {args.checkpoint} does not exist; training writes iter_*.pth into its work dir'
         ) from error
-    if arguments.out and not arguments.out.endswith('.json'):
-        raise LaunchError(f'--out {arguments.out}: wanted a file that ends in .json')
+    if args.out and not args.out.endswith('.json'):
+        raise LaunchError(f'--out {args.out}: wanted a file that ends in .json')
     if cfg.get('test_dataloader') is None:
-        raise LaunchError(f'{arguments.config} has no test_dataloader, so there is nothing to measure')
+        raise LaunchError(f'{args.config} has no test_dataloader, so there is nothing to measure')
     check_data(cfg, 'test')
     settle_classes(cfg)
-    start_processes(arguments.launcher)
+    start_processes(args.launcher)
     cfg.load_from, cfg.resume = str(checkpoint), False
-    if arguments.show_dir:
-        draw_predictions(cfg, arguments.show_dir)
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
     fit_to_device(cfg)
     metrics = {name: _plain(value) for name, value in StageRunner.from_cfg(cfg).test().items()}
     if is_main_process():
@@ -72,8 +71,8 @@ def main(words: list[str] | None = None) -> None:
             print('no metrics: the model predicted nothing at all (see model.test_cfg)')
         for name, value in metrics.items():
             print(f'{name}: {value}')
-        if arguments.out:
-            replace_file(arguments.out, json.dumps(metrics, indent=2) + '\n')
+        if args.out:
+            replace_file(args.out, json.dumps(metrics, indent=2) + '\n')
     stop_processes()
 
 
@@ -83,8 +82,10 @@ def _plain(value: Any) -> Any:
     return None if isinstance(number, float) and math.isnan(number) else number
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv), (LaunchError, CheckpointError, OSError))
+
+
 if __name__ == '__main__':
-    try:
-        main()
-    except (LaunchError, CheckpointError) as error:
-        sys.exit(f'error: {error}')
+    sys.exit(main())

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import make_parser, run_command
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -35,9 +35,9 @@ from addp_backbone.runtime.short_schedules import fit_schedule
 from pretrain.data.labelled import settle_classes
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line, or ``words`` in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     add_arguments(parser)
     parser.add_argument(
         '--resume',
@@ -54,26 +54,25 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch'
     )
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def main(words: list[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Prepares the config and trains."""
-    arguments = parse_arguments(words)
-    cfg = load_config(arguments.config, arguments.cfg_options, arguments.work_dir, arguments.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     for split in ('train', 'val'):
         check_data(cfg, split)
     settle_classes(cfg)
-    world_size = start_processes(arguments.launcher)
+    world_size = start_processes(args.launcher)
     table = (
         scale_to_batch(cfg, world_size)
-        if arguments.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable')
+        if args.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable')
         else None
     )
     shortened = fit_schedule(cfg)
-    if arguments.amp:
-        use_amp(cfg, cuda=True)  # fit_to_device turns it into bfloat16 where there is no CUDA
-    set_resume(cfg, arguments.resume)
+    if args.amp:
+        use_amp(cfg)
+    set_resume(cfg, args.resume)
     use_safe_hooks(cfg, world_size)
     fit_to_device(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else StageRunner.from_cfg(cfg)  # FlexibleRunner for FSDP
@@ -92,8 +91,10 @@ def scale_to_batch(cfg: Config, world_size: int) -> str:
     )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv), (LaunchError, CheckpointError, BadLossError, OSError))
+
+
 if __name__ == '__main__':
-    try:
-        main()
-    except (LaunchError, CheckpointError, BadLossError) as error:
-        sys.exit(f'error: {error}')
+    sys.exit(main())

@@ -30,17 +30,18 @@ class BFloat16OptimWrapper(OptimWrapper):
             yield
 
 
-def use_amp(cfg: Config, cuda: bool) -> None:
+def use_amp(cfg: Config, cuda: bool | None = None) -> None:
     """Turns plain optimizer wrappers of a config into mixed-precision ones, in place.
 
     Args:
         cfg: Training config. ``optim_wrapper.dtype`` chooses 'float16' (with dynamic loss scaling; the default) or
             'bfloat16'.
-        cuda: Whether the run has CUDA. Without it, it is bfloat16 in any case.
+        cuda: Whether the run has CUDA, without which it is bfloat16 in any case; None looks.
 
     Raises:
         LaunchError: If an optimizer wrapper is neither ``OptimWrapper`` nor one of mixed precision.
     """
+    cuda = torch.cuda.is_available() if cuda is None else cuda
     for option, wrapper in optim_wrappers(cfg):
         kind = wrapper.get('type', 'OptimWrapper')
         if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper'):

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from addp_backbone.files.images import encode_png
-from experiments.miniature.table import INITS, Miniature, as_text
+from experiments.miniature.plan import INITS, Miniature
+from experiments.miniature.table import as_text
 
 _MAX_WIDTH_PX = 1100
 _OVERLAY_PX = 255  # four beside each other

@@ -13,10 +13,9 @@ import torch
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.files.atomic import sha256_of
 from addp_backbone.files.images import is_image_name
-from experiments.paper.plan import Plan
-from experiments.paper.recipes import REPOSITORY
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
 from experiments.paper.settings import Settings
+from experiments.stages import REPOSITORY, Plan
 from pretrain.evaluation.fidelity import INCEPTION, INCEPTION_FILE, find_inception_weights
 from pretrain.weights.generator import holds_tokenizer
 from pretrain.weights.published import PUBLISHED_FILES
@@ -78,13 +77,13 @@ LAYOUT_HINT = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something about the data.
+class DataIssue:
+    """Data that are missing, or others than the protocol's.
 
     Attributes:
-        tasks: That it concerns.
+        tasks: Tasks that it concerns.
         text: A sentence.
-        missing: Whether the data cannot be used at all; otherwise they differ from the protocol's.
+        missing: Whether the data cannot be used at all; otherwise they only differ from the protocol's.
     """
 
     tasks: tuple[str, ...]
@@ -92,7 +91,7 @@ class Finding:
     missing: bool
 
 
-def check_data(settings: Settings) -> list[Finding]:
+def find_data_issues(settings: Settings) -> list[DataIssue]:
     """Looks for files and folders that are missing, and for other numbers of images than the protocol's."""
     table = _SHAPES_NEEDS if settings.recipe.shapes else _NEEDS
     tasks_of: dict[Need, tuple[str, ...]] = {}
@@ -100,7 +99,7 @@ def check_data(settings: Settings) -> list[Finding]:
         for need in table[task]:
             tasks_of[need] = (*tasks_of.get(need, ()), task)
     return [
-        Finding(tasks, text, missing) for need, tasks in tasks_of.items() for text, missing in _look(settings, need)
+        DataIssue(tasks, text, missing) for need, tasks in tasks_of.items() for text, missing in _look(settings, need)
     ]
 
 
@@ -119,17 +118,17 @@ def _look(settings: Settings, need: Need) -> Iterator[tuple[str, bool]]:
             yield f'{place} has {found} images, wanted {need.num_files}', False
 
 
-def find_problems(settings: Settings, plan: Plan, findings: Sequence[Finding], here: bool) -> list[str]:
+def find_problems(settings: Settings, plan: Plan, issues: Sequence[DataIssue], here: bool) -> list[str]:
     """Everything that speaks against starting, a sentence each.
 
     Args:
         settings: What was asked for.
         plan: Its stages.
-        findings: Of :func:`check_data`.
+        issues: From :func:`find_data_issues`.
         here: Whether it is to run on this machine.
     """
     return [
-        *(finding.text for finding in findings if finding.missing or not settings.allow_mismatch),
+        *(issue.text for issue in issues if issue.missing or not settings.allow_mismatch),
         *check_checkpoints(settings),
         *check_machine(settings, plan, here),
     ]

@@ -8,16 +8,17 @@ from pathlib import Path
 from mmengine.config import Config
 
 from addp_backbone.files.atomic import sha256_of
-from experiments.paper.plan import HERE, METRICS_FILE, Plan, Stage
-from experiments.paper.recipes import REPOSITORY, Cost, batch_options
+from experiments.paper.recipes import batch_options
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
-from experiments.paper.settings import RANDOM, Initialization, RequestError, Settings
+from experiments.paper.settings import RANDOM, Initialization, Settings
+from experiments.stages import OWN_FOLDER, REPOSITORY, Cost, Plan, RequestError, Stage
 from pretrain.evaluation.fidelity import INCEPTION
 from pretrain.evaluation.image_sets import SIZE_PX
 
 SPLITS = ('train', 'val')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 BACKBONE_FILE = 'weights.pth'
+METRICS_FILE = 'metrics.json'  # of an evaluation
 _GENERATED_AT_ONCE = 64  # images a process
 _REFERENCE_COST = Cost(disk_gb=6)
 _FOLDERS = {FINE_TUNING: 'top1', LINEAR: 'linear', DETECTION: 'ap', SEGMENTATION: 'miou'}  # as the rows are called
@@ -61,7 +62,7 @@ def _convert(plan: Plan, settings: Settings, init: Initialization, task: str) ->
     return plan.add(
         f'{settings.model}/{init.name}/{name}',
         'convert_checkpoint',
-        [init.path, f'{HERE}/{BACKBONE_FILE}'],
+        [init.path, f'{OWN_FOLDER}/{BACKBONE_FILE}'],
         ['--format', init.format, *more],
         uses_gpu=False,
         identity=_checksum(init.path),
@@ -76,7 +77,7 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
     data: list[Stage] = []
     if settings.recipe.shapes and task in (DETECTION, SEGMENTATION):
         leaf = _shapes_config(plan, settings, task)
-        config = leaf.folder / 'data.py'
+        config = leaf.file('data.py')
         data.append(leaf)
     try:
         batch = batch_options(training, processes)
@@ -87,7 +88,16 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
         f'{name}-train',
         'train',
         [config],
-        ['--work-dir', HERE, '--resume', *training.options, '--cfg-options', *_weights_options(start), *batch, *common],
+        [
+            '--work-dir',
+            OWN_FOLDER,
+            '--resume',
+            *training.options,
+            '--cfg-options',
+            *_weights_options(start),
+            *batch,
+            *common,
+        ],
         needs=[start, *data] if start else data,
         num_processes=processes,
         cost=training.cost,
@@ -96,7 +106,15 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
         f'{name}-test',
         'test',
         [config, train.folder],
-        ['--work-dir', HERE, '--out', f'{HERE}/{METRICS_FILE}', '--cfg-options', *_weights_options(None), *common],
+        [
+            '--work-dir',
+            OWN_FOLDER,
+            '--out',
+            f'{OWN_FOLDER}/{METRICS_FILE}',
+            '--cfg-options',
+            *_weights_options(None),
+            *common,
+        ],
         needs=[train, *data],
         num_processes=processes,
     )
@@ -108,7 +126,7 @@ def _weights_options(start: Stage | None) -> list[str]:
         return ['model.backbone.init_cfg=None']
     return [
         'model.backbone.init_cfg.type=Pretrained',
-        f'model.backbone.init_cfg.checkpoint={start.folder / BACKBONE_FILE}',
+        f'model.backbone.init_cfg.checkpoint={start.file(BACKBONE_FILE)}',
     ]
 
 
@@ -136,7 +154,7 @@ def _data_options(settings: Settings, task: str) -> list[str]:
 
 def _shapes_config(plan: Plan, settings: Settings, task: str) -> Stage:
     root, base = settings.data['shapes'], REPOSITORY / settings.recipe.training[task].config
-    options: list[object] = ['--out', f'{HERE}/data.py', '--force', '--base', base]
+    options: list[object] = ['--out', f'{OWN_FOLDER}/data.py', '--force', '--base', base]
     for split in SPLITS:
         options += [f'--{split}-images', root / 'images' / split]
         options += (
@@ -164,7 +182,7 @@ def _generate(plan: Plan, settings: Settings, init: Initialization) -> Stage:
             '--num-images',
             settings.num_images or recipe.num_images,
             '--out',
-            f'{HERE}/images',
+            f'{OWN_FOLDER}/images',
             '--batch-size',
             _GENERATED_AT_ONCE,
             *tokenizer,
@@ -179,7 +197,7 @@ def _generate(plan: Plan, settings: Settings, init: Initialization) -> Stage:
     reference = plan.add(
         'data/reference',
         'prepare_imagenet_val',
-        [source, f'{HERE}/images', *size],
+        [source, f'{OWN_FOLDER}/images', *size],
         uses_gpu=False,
         cost=_REFERENCE_COST,
     )
@@ -189,8 +207,8 @@ def _generate(plan: Plan, settings: Settings, init: Initialization) -> Stage:
     return plan.add(
         f'{name}/fid',
         'evaluate_generation',
-        [images.folder / 'images', reference.folder / 'images'],
-        ['--out', f'{HERE}/{METRICS_FILE}', '--metrics', 'fid', 'isc', *weights, *extractor, *mismatch],
+        [images.file('images'), reference.file('images')],
+        ['--out', f'{OWN_FOLDER}/{METRICS_FILE}', '--metrics', 'fid', 'isc', *weights, *extractor, *mismatch],
         needs=[images, reference],
     )
 

@@ -6,34 +6,14 @@ Costs are estimates from other people's published times, or assumptions; each sa
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mmengine.config import Config
 
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
+from experiments.stages import FREE, REPOSITORY, Cost
 from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
 from pretrain.evaluation.fidelity import INCEPTION
 from pretrain.evaluation.image_sets import NUM_IMAGES, SIZE_PX
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a task takes.
-
-    Attributes:
-        gpu_hours: An estimate.
-        disk_gb: An estimate of what it leaves on disk.
-        basis: Where ``gpu_hours`` comes from.
-    """
-
-    gpu_hours: float = 0.0
-    disk_gb: float = 0.0
-    basis: str = ''
-
-
-FREE = Cost()
 
 
 @dataclass(frozen=True)

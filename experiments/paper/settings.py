@@ -1,7 +1,8 @@
-"""What was asked for: model, rows, checkpoints to compare, data, machines."""
+"""What was asked for: model, rows, checkpoints to compare, data, machines; the options of ``tools/reproduce.py``."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +10,21 @@ from pathlib import Path
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.locate import find_checkpoint
-from experiments.paper.recipes import RECIPES, REPOSITORY, Recipe
+from experiments.paper.recipes import RECIPES, Recipe
 from experiments.paper.rows import GENERATION, PAPER_ROWS, ROWS
+from experiments.stages import REPOSITORY, RequestError
 from pretrain.weights.published import PUBLISHED_FILES
 
 FORMATS = ('addp', 'mae', 'mage', 'timm')
 RANDOM = 'random'
-
-
-class RequestError(ValueError):
-    """What was asked for cannot be done; the message says what to change."""
+DATA_ROOTS = {
+    'imagenet': 'data/imagenet',
+    'coco': 'data/coco',
+    'ade20k': 'data/ade/ADEChallengeData2016',
+    'shapes': 'data/shapes',
+}
+WORK_DIR = 'work_dirs/reproduce'
+DEFAULT_GPUS = 8
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,71 @@ class Settings:
     def task_options(self, task: str) -> list[str]:
         """``--cfg-options`` of all rows that a task serves."""
         return [option for row, options in self.options.items() if ROWS[row].task == task for option in options]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what to run, on what and where."""
+    parser.add_argument(
+        '--model', choices=RECIPES, default='base', help='default: %(default)s; tiny: generated shapes, on a CPU'
+    )
+    parser.add_argument('--rows', metavar='ROW,...', help=f'some of {",".join(ROWS)} (default: those of the paper)')
+    parser.add_argument(
+        '--init',
+        action='append',
+        default=[],
+        metavar='[NAME=]CKPT',
+        help='weights to compare, or random (default: the released checkpoint); may be repeated',
+    )
+    parser.add_argument('--format', action='append', default=[], choices=FORMATS, help='of each --init but random')
+    for name, path in DATA_ROOTS.items():
+        parser.add_argument(f'--{name}', type=Path, default=REPOSITORY / path, metavar='ROOT', help=f'default: {path}')
+    parser.add_argument('--gpus', type=int, metavar='N', help=f'default: {DEFAULT_GPUS}; tiny: 1 process')
+    parser.add_argument(
+        '--work-dir', type=Path, default=REPOSITORY / WORK_DIR, metavar='DIR', help=f'default: {WORK_DIR}'
+    )
+    parser.add_argument(
+        '--tokenizer',
+        type=Path,
+        metavar='CKPT',
+        help="for generation (default: the checkpoint's own, else the released one)",
+    )
+    parser.add_argument(
+        '--inception-weights', type=Path, metavar='W.pth', help='default: looked for in exp/pretrained_model'
+    )
+    parser.add_argument('--num-images', type=int, metavar='N', help="to generate (default: the protocol's)")
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='ROW:K=V',
+        help="changes a row's recipe; the table says so",
+    )
+    parser.add_argument(
+        '--allow-protocol-mismatch', action='store_true', help='go on with other data; the table says so'
+    )
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """What was asked for; paths absolute, as commands run in the repository.
+
+    Raises:
+        RequestError: If options do not go together.
+    """
+    inits = read_inits(args.init, args.format, args.model)
+    return Settings(
+        model=args.model,
+        rows=read_rows(args.rows, inits),
+        inits=inits,
+        work_dir=_absolute(args.work_dir),
+        num_gpus=args.gpus if args.gpus is not None else 1 if args.model == 'tiny' else DEFAULT_GPUS,
+        data={name: _absolute(getattr(args, name)) for name in DATA_ROOTS},
+        tokenizer=str(_absolute(args.tokenizer)) if args.tokenizer else None,
+        inception_weights=_absolute(args.inception_weights) if args.inception_weights else None,
+        num_images=args.num_images,
+        options=read_options(args.cfg_options),
+        allow_mismatch=args.allow_protocol_mismatch,
+    )
 
 
 def read_rows(text: str | None, inits: Sequence[Initialization]) -> tuple[str, ...]:
@@ -166,3 +237,7 @@ def _named(word: str, format: str) -> Initialization:
             raise RequestError(str(error)) from error
     name = re.sub(r'[^\w.-]+', '-', name or path.name.removesuffix(path.suffix))
     return Initialization(name, format, path)
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()

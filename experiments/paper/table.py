@@ -9,10 +9,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 from addp_backbone.files.atomic import replace_file
-from experiments.paper.checks import Finding
-from experiments.paper.plan import FINISHED_FILE, METRICS_FILE, Plan, Stage
-from experiments.paper.rows import GENERATION, PUBLISHED, PUBLISHED_SOURCE, ROWS, value_of
+from experiments.paper.checks import DataIssue
+from experiments.paper.commands import METRICS_FILE
+from experiments.paper.rows import GENERATION, PUBLISHED, PUBLISHED_SOURCE, ROWS
 from experiments.paper.settings import Initialization, Settings
+from experiments.rows import value_of
+from experiments.stages import FINISHED_FILE, Plan, Stage
 from pretrain.evaluation.fidelity import INCEPTION, name_of
 
 NOT_RUN = 'not run'
@@ -50,13 +52,13 @@ class Entry:
     file: str
 
 
-def collect(plan: Plan, settings: Settings, findings: Sequence[Finding] = ()) -> list[Entry]:
+def collect(plan: Plan, settings: Settings, issues: Sequence[DataIssue] = ()) -> list[Entry]:
     """Reads every row off the file of its finished evaluation; a row without one is 'not run'.
 
     Args:
         plan: Its ``evaluations``.
         settings: Rows and initialisations.
-        findings: About the data, which the rows that they concern repeat.
+        issues: With the data; the rows that they concern repeat them.
     """
     return [
         _entry(
@@ -64,7 +66,7 @@ def collect(plan: Plan, settings: Settings, findings: Sequence[Finding] = ()) ->
             row,
             init,
             plan.evaluations.get((init.name, ROWS[row].task)),
-            [finding.text for finding in findings if ROWS[row].task in finding.tasks],
+            [issue.text for issue in issues if ROWS[row].task in issue.tasks],
         )
         for row in settings.rows
         for init in settings.inits
@@ -97,7 +99,7 @@ def _entry(
         None if value is None or published is None else round(value - published, 2),
         '; '.join(protocol),
         status,
-        '' if stage is None else str(stage.folder / METRICS_FILE),
+        '' if stage is None else str(stage.file(METRICS_FILE)),
     )
 
 
@@ -116,15 +118,15 @@ def read_value(stage: Stage | None, key: tuple[str, ...], factor: float = 1.0) -
         return None, f'{NOT_RUN}: this checkpoint cannot generate', []
     if not stage.finished:
         return None, NOT_RUN, []
-    mend = f'remove {stage.folder / FINISHED_FILE} to run it again'
+    mend = f'remove {stage.file(FINISHED_FILE)} to run it again'
     try:
-        metrics: Any = json.loads((stage.folder / METRICS_FILE).read_text(encoding='utf-8'))
+        metrics: Any = json.loads((stage.file(METRICS_FILE)).read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         return None, f'{NOT_RUN}: {stage.name} left no whole {METRICS_FILE} ({error}); {mend}', []
     try:
         value = value_of(metrics, key, factor)
     except ValueError as error:
-        return None, f'{NO_VALUE}: {stage.folder / METRICS_FILE}: {error}; {mend}', []
+        return None, f'{NO_VALUE}: {stage.file(METRICS_FILE)}: {error}; {mend}', []
     protocol = metrics.get('protocol')
     return round(value, 4), 'measured', list(protocol['mismatches']) if isinstance(protocol, dict) else []
 

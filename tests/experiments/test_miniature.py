@@ -7,8 +7,10 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
+from experiments.miniature.plan import Miniature
 from experiments.miniature.report import make_report
-from experiments.miniature.table import GENERATION_ROWS, TRANSFER_ROWS, Miniature, Sizes, as_markdown
+from experiments.miniature.sizes import Sizes
+from experiments.miniature.table import GENERATION_ROWS, TRANSFER_ROWS, as_markdown, read_results
 from pretrain.evaluation.fidelity import label
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +27,7 @@ def make_miniature(tmp_path, seeds=(0,)):
 def write_results(miniature, value=0.25):
     (miniature.work / 'results').mkdir()
     metrics = label(
-        {row.key: 2.0 for row in GENERATION_ROWS}, 'random-convolutions'
+        {row.key[-1]: 2.0 for row in GENERATION_ROWS}, 'random-convolutions'
     )  # as tools/evaluate_generation.py writes them
     (miniature.work / 'results/generation.json').write_text(json.dumps(dict(metrics=metrics)))
     for row in TRANSFER_ROWS:
@@ -33,7 +35,7 @@ def write_results(miniature, value=0.25):
             for init, extra in (('addp', 0.5), ('random', 0.0)):
                 file = miniature.result_file(row.task, init, seed)
                 old = json.loads(file.read_text()) if file.exists() else {}
-                file.write_text(json.dumps(old | {row.key: value + extra + i}))
+                file.write_text(json.dumps(old | {row.key[-1]: value + extra + i}))
 
 
 def test_every_option_of_a_training_stage_replaces_a_value_that_its_config_has(tmp_path):
@@ -72,7 +74,7 @@ def test_stages_use_only_files_of_stages_before_them_and_need_them(tmp_path):
     made: dict[str, str] = {}
     needs: dict[str, set[str]] = {}
     for stage in make_miniature(tmp_path, (0, 1)).stages():
-        needs[stage.name] = set(stage.needs).union(*(needs[name] for name in stage.needs))
+        needs[stage.name] = {need.name for need in stage.needs}.union(*(needs[need.name] for need in stage.needs))
         used = {word.partition('=')[2] or word for word in stage.command}
         assert {made[path] for path in used & made.keys()} <= needs[stage.name] | {stage.name}, stage.name
         made.update({str(path): stage.name for path in stage.outputs})
@@ -93,7 +95,7 @@ def test_stages_use_only_files_of_stages_before_them(tmp_path):
 def test_the_table_holds_the_evaluations_numbers_for_every_seed(tmp_path):
     miniature = make_miniature(tmp_path, (3, 4))
     write_results(miniature)
-    results = miniature.results()
+    results = read_results(miniature)
     assert results['Mask R-CNN: AP box'] == {'addp': [75.0, 175.0], 'random': [25.0, 125.0]}
     assert results['UperNet: mIoU']['random'] == [0.25, 1.25]
     assert '| Mask R-CNN: AP box | 125.0 ± 70.7 | 75.0 ± 70.7 |' in as_markdown(results)
@@ -103,10 +105,10 @@ def test_a_detector_that_predicts_nothing_has_an_ap_of_zero(tmp_path):
     miniature = make_miniature(tmp_path)
     write_results(miniature)
     miniature.result_file('det', 'random', 0).write_text('{}')  # what tools/test.py writes then
-    assert miniature.results()['Mask R-CNN: AP box']['random'] == [0.0]
+    assert read_results(miniature)['Mask R-CNN: AP box']['random'] == [0.0]
     miniature.result_file('det', 'random', 0).write_text('{"coco/segm_mAP": 0.5}')
     with pytest.raises(KeyError, match='bbox_mAP'):
-        miniature.results()
+        read_results(miniature)
 
 
 def test_without_an_evaluations_file_there_is_no_table(tmp_path):
@@ -114,7 +116,7 @@ def test_without_an_evaluations_file_there_is_no_table(tmp_path):
     write_results(miniature)
     miniature.result_file('seg', 'random', 0).unlink()
     with pytest.raises(FileNotFoundError, match='seg_random_0'):
-        miniature.results()
+        read_results(miniature)
 
 
 def test_the_report_holds_its_pictures_and_asks_for_nothing_else(tmp_path):
@@ -125,7 +127,7 @@ def test_the_report_holds_its_pictures_and_asks_for_nothing_else(tmp_path):
     for init in ('addp', 'random'):
         (tmp_path / f'det_{init}_predictions/overlays').mkdir(parents=True)
         Image.new('RGB', (20, 10), 'blue').save(tmp_path / f'det_{init}_predictions/overlays/000003.png')
-    page = make_report(miniature, miniature.results(), ['5 < 6 minutes'])
+    page = make_report(miniature, read_results(miniature), ['5 < 6 minutes'])
     assert page.count('<img ') == 3 == page.count('data:image/png;base64,')
     assert (
         page.index('Mask R-CNN from ADDP weights') < page.index('Mask R-CNN from random weights')

@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,9 +20,8 @@ from running import ROOT, load_tool, run_tool
 
 from addp_backbone.datasets.shapes.writer import ShapeSettings, write_shapes
 from addp_backbone.runtime.launch import load_config
-from experiments.paper.commands import make_plan
-from experiments.paper.local_run import run_in_shell, run_plan
-from experiments.paper.plan import FINISHED_FILE, METRICS_FILE, Plan, Stage
+from experiments.engine import run_stages
+from experiments.paper.commands import METRICS_FILE, make_plan
 from experiments.paper.recipes import RECIPES, batch_options
 from experiments.paper.rows import (
     DETECTION,
@@ -34,8 +34,10 @@ from experiments.paper.rows import (
     SEGMENTATION,
 )
 from experiments.paper.settings import RequestError, Settings, read_inits, read_options, read_rows
-from experiments.paper.slurm import submit_script
 from experiments.paper.table import collect, describe, write_results
+from experiments.processes import Start, start_command
+from experiments.slurm import submit_script
+from experiments.stages import FINISHED_FILE, Plan, Stage
 
 REPRODUCE = load_tool('reproduce')
 MODELS = ('base', 'large')
@@ -91,30 +93,41 @@ def tool_of(command: list[str]) -> tuple[str, list[str]]:
     return Path(command[start]).stem, command[start + 1 :]
 
 
-def accept(tools: dict[str, ModuleType], command: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+def accept(tools: dict[str, ModuleType], command: list[str]) -> argparse.Namespace:
     """Parses a printed command with the parser of its own tool."""
     tool, words = tool_of(command)
-    if tool == 'convert_checkpoint':  # reads sys.argv
-        monkeypatch.setattr('sys.argv', ['x', *words])
-        return tools[tool].parse_args()
-    parse: Callable[[list[str]], argparse.Namespace] = getattr(
-        tools[tool], 'parse_arguments' if tool in ('train', 'test') else 'parse_args'
-    )
-    return parse(words)
+    return tools[tool].parse_args(words)
 
 
-def in_process(stage: Stage, log: Path, lock: int) -> int:
+class Ended:
+    """A process that has ended with an exit code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+
+@contextmanager
+def in_process(stage: Stage, root: Path, log: Path, lock: int) -> Iterator[Ended]:
     """Runs a stage's tool in this process, which has everything imported."""
-    tool, words = tool_of(stage.command('python'))
+    tool, words = tool_of(stage.shell_command('python'))
     assert stage.num_processes == 1
     if tool in ('train', 'test'):
         run_tool(tool, *words)
-        return 0
-    return load_tool(tool).main(words)
+        yield Ended(0)
+    else:
+        yield Ended(load_tool(tool).main(words))
 
 
-def must_not_run(stage: Stage, log: Path, lock: int) -> int:
+def must_not_run(stage: Stage, root: Path, log: Path, lock: int) -> Any:
     raise AssertionError(f'{stage.name} was run')
+
+
+def run_plan(plan: Plan, report: Callable[[str], None], start: Start = start_command) -> list[Stage]:
+    """Runs a plan as tools/reproduce.py does."""
+    return run_stages(plan.stages, plan.work_dir, start=start, keep_going=True, report=report)
 
 
 def quiet(line: str) -> None:
@@ -134,7 +147,6 @@ def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
     num_gpus: int,
     tools: dict[str, ModuleType],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert (
@@ -147,7 +159,7 @@ def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
     assert len(commands) == 13 and list(tmp_path.iterdir()) == []
     configs: dict[tuple[str, str], Config] = {}
     for command in commands:
-        arguments = accept(tools, command, monkeypatch)
+        arguments = accept(tools, command)
         if hasattr(arguments, 'config'):  # loads as the tool loads it: options that nobody reads are refused
             configs[tool_of(command)[0], Path(arguments.config).stem] = load_config(
                 str(ROOT / arguments.config), arguments.cfg_options
@@ -167,7 +179,7 @@ def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
 
 
 def test_slurm_jobs_wait_for_what_they_need_and_run_the_same_commands(
-    tools: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tools: dict[str, ModuleType], tmp_path: Path
 ) -> None:
     plan = make_plan(settings_of(tmp_path, '--rows', ALL_ROWS, '--gpus', '16'))
     script = submit_script(plan, 'python', ['python', 'tools/reproduce.py', '--table'], '--partition=gpu')
@@ -178,7 +190,7 @@ def test_slurm_jobs_wait_for_what_they_need_and_run_the_same_commands(
         assert '--partition=gpu' in head and f'--ntasks={stage.num_processes} ' in head
         assert re.findall(r'\$job_\d+', head) == [submitted[str(need.folder)] for need in stage.needs]
         command = shlex.split(next(line for line in body.splitlines() if line.startswith('srun')))
-        assert getattr(accept(tools, command, monkeypatch), 'launcher', None) in (None, 'slurm')
+        assert getattr(accept(tools, command), 'launcher', None) in (None, 'slurm')
         assert ('--launcher' in command) == (stage.num_processes == 16)
         read = {str(other.folder) for other in plan.stages if other is not stage and str(other.folder) in body}
         assert read == {str(need.folder) for need in stage.needs}, 'it waits for exactly what it reads'
@@ -318,7 +330,7 @@ def test_checkpoints_of_several_methods_are_compared_and_only_addp_has_published
     ]
     settings = settings_of(tmp_path, *words)
     plan = make_plan(settings)
-    text = {(stage.name, stage.tool): ' '.join(stage.command('python')) for stage in plan.stages}
+    text = {(stage.name, Path(stage.command[0]).stem): ' '.join(stage.shell_command('python')) for stage in plan.stages}
     assert (
         'tokenizer_norm=False' in text['base/mae/linear-train', 'train']
         and '--format mae' in text['base/mae/classifier', 'convert_checkpoint']
@@ -357,7 +369,7 @@ def test_a_failed_stage_stops_those_that_need_it_and_no_others(tmp_path: Path) -
     bad = plan.add('bad', 'doctor', [], ['--no-such-option'])
     after = plan.add('after', 'doctor', [bad.folder], needs=[bad])
     good = plan.add('good', 'doctor', [], ['--help'])
-    assert run_plan(plan, lines.append, run_in_shell) == [bad]
+    assert run_plan(plan, lines.append) == [bad]
     assert (bad.finished, after.finished, good.finished) == (False, False, True)
     text = '\n'.join(lines)
     assert 'unrecognized arguments: --no-such-option' in text and 'after: left out, as bad failed' in text

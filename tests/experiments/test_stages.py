@@ -1,8 +1,9 @@
-"""Stages of tools/quickstart.py: run once, resumed, stopped with a reason, never two runs in one folder."""
+"""Stages: run once, resumed, stopped with a reason, never two runs in one folder."""
 
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.engine import dry_run, read_counts, run_stages
 from experiments.processes import ToolForks
-from experiments.stages import Stage, StageError, finished_seconds, read_counts, run_stages
+from experiments.stages import Stage, StageError, finished_seconds
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
 
@@ -50,12 +52,16 @@ def test_a_mark_that_an_earlier_version_left_counts_for_nothing(tmp_path):
 
 def test_a_stage_runs_again_if_one_that_it_needs_did(tmp_path):
     work, first, second = tmp_path / 'work', tmp_path / 'first', tmp_path / 'second'
-    after = replace(append('after', second, 'x'), needs=('before',))
-    run_stages([append('before', first, 'x'), after], work, tmp_path)
-    run_stages([append('before', first, 'x'), after], work, tmp_path)
+
+    def pair(text):
+        before = append('before', first, text)
+        return [before, replace(append('after', second, 'x'), needs=(before,))]
+
+    run_stages(pair('x'), work, tmp_path)
+    run_stages(pair('x'), work, tmp_path)
     assert second.read_text() == 'x'
-    run_stages([append('before', first, 'y')], work, tmp_path)  # as if the run had been cut before the second stage
-    run_stages([append('before', first, 'y'), after], work, tmp_path)
+    run_stages(pair('y')[:1], work, tmp_path)  # as if the run had been cut before the second stage
+    run_stages(pair('y'), work, tmp_path)
     assert (first.read_text(), second.read_text()) == ('xy', 'xx')
 
 
@@ -104,11 +110,8 @@ def test_a_stage_starts_only_when_what_it_needs_has_finished_and_others_go_befor
     def note(name):
         return f"open('order', 'a').write('+{name}')\n{wait_for(name, 'c') if name == 'a' else wait_for(name)}\nopen('order', 'a').write('-{name}')"
 
-    stages = [
-        Stage('a', 1, ('-c', note('a'))),
-        Stage('b', 1, ('-c', note('b')), needs=('a',)),
-        Stage('c', 1, ('-c', note('c'))),
-    ]
+    a = Stage('a', 1, ('-c', note('a')))
+    stages = [a, Stage('b', 1, ('-c', note('b')), needs=(a,)), Stage('c', 1, ('-c', note('c')))]
     run_stages(stages, tmp_path / 'work', tmp_path, lanes=2)  # a ends when c has begun
     order = (tmp_path / 'order').read_text()
     assert order.index('-a') < order.index('+b') and order.index('+c') < order.index('-a')
@@ -126,9 +129,32 @@ def test_a_failing_stage_stops_the_one_beside_it(tmp_path):
     assert (tmp_path / 'beat').read_text() == last
 
 
+def test_where_a_failing_stage_ends_only_those_that_need_it_the_others_still_run(tmp_path):
+    bad = Stage('bad', 1, ('-c', "raise SystemExit('no such data')"))
+    after = replace(append('after', tmp_path / 'after', 'x'), needs=(bad,))
+    last = replace(append('last', tmp_path / 'last', 'x'), needs=(after,))
+    good, lines = append('good', tmp_path / 'good', 'x'), []
+    assert run_stages(
+        [bad, after, last, good], tmp_path / 'work', tmp_path, lanes=2, keep_going=True, report=lines.append
+    ) == [bad]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ['good']
+    text = '\n'.join(lines)
+    assert 'no such data' in text and 'after: left out, as bad failed' in text
+    assert 'last: left out, as after failed' in text
+
+
+def test_a_dry_run_lists_every_command_and_what_has_finished_and_runs_nothing(tmp_path):
+    stages = [append('one', tmp_path / 'out', 'x'), append('two', tmp_path / 'other', 'a b')]
+    run_stages(stages[:1], tmp_path / 'work', tmp_path)
+    first, first_command, second, second_command = dry_run(stages, tmp_path / 'work')
+    assert first == '\n# [1/2] one, finished' and second == '\n# [2/2] two'
+    assert shlex.split(second_command)[1:] == list(stages[1].command) and first_command != second_command
+    assert not (tmp_path / 'other').exists()
+
+
 def test_a_need_that_does_not_stand_before_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='stage a needs b'):
-        run_stages([Stage('a', 1, ('-c', 'pass'), needs=('b',))], tmp_path / 'work', tmp_path)
+        run_stages([Stage('a', 1, ('-c', 'pass'), needs=(Stage('b', 1, ('-c', 'pass')),))], tmp_path / 'work', tmp_path)
     assert not (tmp_path / 'work').exists()
 
 
@@ -156,7 +182,8 @@ def test_a_killed_run_takes_its_stage_with_it_and_the_next_run_starts_it_again(t
     beat = "import time, pathlib\nwhile True: pathlib.Path('beat').write_text(str(time.time())); time.sleep(0.05)"
     (tmp_path / 'beat.py').write_text(beat)
     runner = (
-        'import pathlib; from experiments.stages import Stage, run_stages; from experiments.processes import ToolForks, start_command\n'
+        'import pathlib; from experiments.engine import run_stages; from experiments.stages import Stage\n'
+        'from experiments.processes import ToolForks, start_command\n'
         f"run_stages([Stage('beat', 1, ('beat.py',))], pathlib.Path('work'), pathlib.Path('.'), start={start})"
     )
     root = Path(__file__).resolve().parents[2]

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import random
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,12 +29,17 @@ _run_numbers = itertools.count()
 
 
 def run_tool(name: str, *words: str | Path, options: tuple[str, ...] = ()) -> None:
-    """Calls ``main`` of tools/``name``.py with a command line; ``options`` are ``--cfg-options``."""
+    """Runs tools/``name``.py with a command line and lets its errors through; ``options`` are ``--cfg-options``."""
     # mmengine shares loggers, message hubs and visualizers between runs of one name within a process.
     run = f'run{next(_run_numbers)}'
-    load_tool(name).main(
-        [*map(str, words), '--cfg-options', f'experiment_name={run}', f'visualizer.name={run}', *options]
-    )
+    options = (f'experiment_name={run}', f'visualizer.name={run}', *options)
+    run_command_line(name, *words, '--cfg-options', *options)
+
+
+def run_command_line(name: str, *words: str | Path) -> int | None:
+    """Runs tools/``name``.py as its ``main`` does, but lets its errors through."""
+    tool = load_tool(name)
+    return tool.run(tool.parse_args([*map(str, words)]))
 
 
 def load_tool(name: str) -> ModuleType:
@@ -41,6 +47,7 @@ def load_tool(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -89,7 +89,7 @@ def test_a_side_that_fails_says_why(monkeypatch):
 def test_the_table_has_a_line_for_each_row(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     pairs = importlib.import_module('tools.benchmark.pairs')
-    row = pairs.Row('name', 1.0, 2.0, 's', 0.5, '<= 0.6', 1.0, 4.0, 2, 'torch', 'note')
+    row = pairs.BenchmarkRow('name', 1.0, 2.0, 's', 0.5, '<= 0.6', 1.0, 4.0, 2, 'torch', 'note')
     assert (
         pairs.markdown([row]).splitlines()[2] == '| name | 0.5 | <= 0.6 | 1 | 2 | s | 1.00 / 4.00 = 0.25 | 2 | note |'
     )

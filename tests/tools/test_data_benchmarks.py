@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addp_backbone.datasets.shapes.writer import ShapeSettings, write_shapes
 from tools.benchmark import coco_eval, lsj, worker_memory

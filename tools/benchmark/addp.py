@@ -1,9 +1,9 @@
 """Time and memory of ADDP's training step and of generation, against the same in plain PyTorch (plain_addp.py).
 
-    python tools/benchmark/addp.py --mode step                  # ViT-B, batch 4, 256 px, float32 everywhere
-    python tools/benchmark/addp.py --mode step --bf16           # frozen networks in bfloat16, the trained one in bfloat16 autocast
-    python tools/benchmark/addp.py --mode generate              # one image, 20 cosine steps, float32
-    python tools/benchmark/addp.py --mode generate --bf16
+    python -m tools.benchmark.addp --mode step                  # ViT-B, batch 4, 256 px, float32 everywhere
+    python -m tools.benchmark.addp --mode step --bf16           # frozen networks in bfloat16, the trained one in bfloat16 autocast
+    python -m tools.benchmark.addp --mode generate              # one image, 20 cosine steps, float32
+    python -m tools.benchmark.addp --mode generate --bf16
 
 Both sides have the same weights; the peer is always in float32. A training step is forward + backward, without the
 optimizer's share, which is torch's on both sides. --dropout 0 makes both compute the same numbers, whose difference is
@@ -17,10 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +26,10 @@ from pretrain import ADDP
 from pretrain.generation.sampling import image_generator
 from pretrain.generation.trajectory import generate
 from pretrain.weights.generator import precision
-from tools.benchmark.pairs import Call, Row, add_arguments, measure, print_row, time_row
+from tools.benchmark.pairs import BenchmarkRow, Call, add_arguments, measure, print_row, time_row
 from tools.benchmark.plain_addp import PlainADDP
 from tools.benchmark.plain_tokenizer import Sizes
+from tools.command_line import make_parser, run_command
 
 SMOKE = Sizes(
     width=32,
@@ -171,7 +169,7 @@ def _places(tensor: Tensor) -> list[float]:
     return tensor.flatten()[:: tensor.numel() // NUM_PLACES][:NUM_PLACES].float().tolist()
 
 
-def run(job: Job, pairs: int, threads: int) -> Row:
+def measure_row(job: Job, pairs: int, threads: int) -> BenchmarkRow:
     """Measures one row."""
     measured = measure(dict(ours=partial(prepare_ours, job), peer=partial(prepare_peer, job)), pairs, threads)
     note = 'peer: plain PyTorch in fp32'
@@ -189,9 +187,9 @@ def run(job: Job, pairs: int, threads: int) -> Row:
     return row if comparable else replace(row, difference=None)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument('--mode', choices=('step', 'generate'), default='step', help='default: %(default)s')
     parser.add_argument('--bf16', action='store_true', help='ours in bfloat16')
     parser.add_argument('--batch', type=int, metavar='B', help='images (default: 4 for a step, 1 for generation)')
@@ -199,13 +197,23 @@ def main(words: Sequence[str] | None = None) -> None:
         '--dropout', type=float, default=0.1, metavar='P', help='of the trained network (default: %(default)s)'
     )
     add_arguments(parser)
-    args = parser.parse_args(words)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints."""
     sizes = replace(SMOKE if args.smoke else Sizes(), dropout=args.dropout)
     batch_size = args.batch or (4 if args.mode == 'step' else 1)
     print_row(
-        run(Job(args.mode, args.bf16, batch_size, 3 if args.smoke else 20, sizes), args.pairs, args.threads), args.json
+        measure_row(Job(args.mode, args.bf16, batch_size, 3 if args.smoke else 20, sizes), args.pairs, args.threads),
+        args.json,
     )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
+
+
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """Time and memory of the backbone at detection's image sizes, against HF transformers' VitDet.
 
-    python tools/benchmark/backbone.py --mode forward             # ViT-B alone against VitDet's ViT-B, 1024 px, float32
-    python tools/benchmark/backbone.py --mode train --pyramid     # forward + backward, ours with the pyramid, VitDet without
-    python tools/benchmark/backbone.py --mode checkpoint          # ours with activation checkpointing, VitDet without
-    python tools/benchmark/backbone.py --mode bf16                # ours in bfloat16 autocast, VitDet in float32
+    python -m tools.benchmark.backbone --mode forward             # ViT-B alone against VitDet's ViT-B, 1024 px, float32
+    python -m tools.benchmark.backbone --mode train --pyramid     # forward + backward, ours with the pyramid, VitDet without
+    python -m tools.benchmark.backbone --mode checkpoint          # ours with activation checkpointing, VitDet without
+    python -m tools.benchmark.backbone --mode bf16                # ours in bfloat16 autocast, VitDet in float32
 
 Both have the same weights, relative positions included; the loss is the mean square of the map (of every level, added
 up, with the pyramid, which VitDet does not have). Both are in train mode without drop path. What is shared (--json
@@ -17,16 +17,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor, nn
 
 from addp_backbone import ADDPViT, SimpleFeaturePyramid
 from addp_backbone.networks.arch import get_arch
-from tools.benchmark.pairs import Call, Row, add_arguments, difference, measure, print_row, time_row
+from tools.benchmark.pairs import BenchmarkRow, Call, add_arguments, difference, measure, print_row, time_row
+from tools.command_line import make_parser, run_command
 
 PRETRAIN_IMG_SIZE = 256
 WINDOW_SIZE = 14
@@ -181,7 +179,7 @@ def make_peer(job: Job) -> nn.Module:
     return peer
 
 
-def run(job: Job, pairs: int, threads: int) -> Row:
+def measure_row(job: Job, pairs: int, threads: int) -> BenchmarkRow:
     """Measures one row."""
     sides = dict(ours=partial(prepare_ours, job), peer=partial(prepare_peer, job))
     if job.mode == 'bf16':
@@ -201,9 +199,9 @@ def run(job: Job, pairs: int, threads: int) -> Row:
     return row
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument('--mode', choices=WORK, default='train', help='default: %(default)s')
     parser.add_argument('--pyramid', action='store_true', help='ours with its pyramid')
     parser.add_argument(
@@ -211,12 +209,21 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--batch', type=int, default=1, metavar='B', help='images (default: %(default)s)')
     add_arguments(parser)
-    args = parser.parse_args(words)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints."""
     job = Job(args.mode, args.pyramid, args.size, args.batch)
     if args.smoke:
         job = replace(job, arch='tiny', img_size=SMOKE_IMG_SIZE, batch_size=1)
-    print_row(run(job, args.pairs, args.threads), args.json)
+    print_row(measure_row(job, args.pairs, args.threads), args.json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Time of COCO's box and mask evaluation, from detections to the twelve numbers, against pycocotools.
 
-    python tools/benchmark/coco_eval.py            # 1,000 images of 98 detections: boxes, masks, both
+    python -m tools.benchmark.coco_eval            # 1,000 images of 98 detections: boxes, masks, both
 
 Ground truth and detections are made up: outlines of 8 to 180 px radius in 640 x 480 px images, 7 objects an image of 3
 of 80 classes, 2 % crowds; 4 of 10 detections are shifted objects, the others lie anywhere. faster-coco-eval alone is
@@ -16,16 +16,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import faster_coco_eval
 import numpy as np
 from pycocotools import mask as mask_codec
 
-from tools.benchmark.pairs import Call, Measured, Row, add_arguments, difference, measure, print_row
+from tools.benchmark.pairs import BenchmarkRow, Call, Measured, add_arguments, difference, measure, print_row
+from tools.command_line import make_parser, run_command
 
 HEIGHT_PX, WIDTH_PX = 480, 640
 NUM_CLASSES, NUM_OBJECTS = 80, 7
@@ -130,11 +128,11 @@ def prepare(job: Job, who: str) -> Call:
     return call
 
 
-def make_row(name: str, job: Job, kinds: Sequence[dict[str, Measured]], threads: int) -> Row:
+def make_row(name: str, job: Job, kinds: Sequence[dict[str, Measured]], threads: int) -> BenchmarkRow:
     """A row of one kind, or of several added up."""
     times = {who: sum(kind[who].time_s for kind in kinds) for who in kinds[0]}
     memory = {who: max(kind[who].memory_gb for kind in kinds) for who in kinds[0]}
-    return Row(
+    return BenchmarkRow(
         row=f'COCO evaluation, {job.num_images} images x {job.num_detections} detections, {name}',
         ours=job.num_images / times['ours'],
         peer=job.num_images / times['pycocotools'],
@@ -149,12 +147,16 @@ def make_row(name: str, job: Job, kinds: Sequence[dict[str, Measured]], threads:
     )
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     add_arguments(parser)
     parser.set_defaults(threads=1)
-    args = parser.parse_args(words)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints."""
     sizes = dict(num_images=3, num_detections=5) if args.smoke else {}
     measured = []
     for kind, name in KINDS.items():
@@ -168,5 +170,10 @@ def main(words: Sequence[str] | None = None) -> None:
     print_row(make_row('boxes + masks', job, measured, args.threads), args.json)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
+
+
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

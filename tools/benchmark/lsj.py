@@ -1,7 +1,7 @@
 """Images a second and core of the detection training pipeline with masks, against mmdet's steps for the same augmentation.
 
-    python tools/benchmark/lsj.py                                                           # on generated shapes, JPEG, 640 x 480 px
-    python tools/benchmark/lsj.py --annotations data/coco/annotations/instances_train2017.json --images data/coco/train2017
+    python -m tools.benchmark.lsj                                                           # on generated shapes, JPEG, 640 x 480 px
+    python -m tools.benchmark.lsj --annotations data/coco/annotations/instances_train2017.json --images data/coco/train2017
 
 Both read the same images with the same draws and give the same tensors, boxes and masks; for the ratio, ours builds a
 bitmap of the whole crop for every object, as mmdet's do. The note has the speed without, which is what a data worker
@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import cv2
 import numpy as np
 import torch
 
 from addp_backbone.datasets.shapes.writer import ShapeSettings, write_shapes
-from tools.benchmark.pairs import Call, Row, add_arguments, difference, measure, print_row
+from tools.benchmark.pairs import BenchmarkRow, Call, add_arguments, difference, measure, print_row
+from tools.command_line import make_parser, run_command
 
 SIDE_PX = 1024
 JPEG_QUALITY = 95
@@ -125,7 +124,7 @@ def _store_as_jpeg(annotations: Path, images: Path) -> None:
     annotations.write_text(json.dumps(found), encoding='utf-8')
 
 
-def run(job: Job, pairs: int, threads: int) -> Row:
+def measure_row(job: Job, pairs: int, threads: int) -> BenchmarkRow:
     """Measures the row."""
     sides = dict(
         ours=partial(prepare_ours, job, True), boxed=partial(prepare_ours, job, False), peer=partial(prepare_peer, job)
@@ -133,7 +132,7 @@ def run(job: Job, pairs: int, threads: int) -> Row:
     measured = measure(sides, pairs, threads)
     speeds = {name: job.num_images / side.time_s for name, side in measured.items()}
     ours, peer = measured['ours'], measured['peer']
-    return Row(
+    return BenchmarkRow(
         row=f'LSJ training pipeline with masks, {job.side_px} px',
         ours=speeds['ours'],
         peer=speeds['peer'],
@@ -148,9 +147,9 @@ def run(job: Job, pairs: int, threads: int) -> Row:
     )
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument(
         '--annotations', type=Path, metavar='JSON', help='COCO instances (default: shapes are generated)'
     )
@@ -158,9 +157,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument('--num-images', type=int, default=100, metavar='N', help='images a call (default: %(default)s)')
     add_arguments(parser)
     parser.set_defaults(threads=1)
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     if (args.annotations is None) != (args.images is None):
         parser.error('--annotations and --images go together')
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints."""
     num_images = 4 if args.smoke else args.num_images
     with tempfile.TemporaryDirectory() as folder:
         if args.annotations is None:
@@ -171,12 +175,17 @@ def main(words: Sequence[str] | None = None) -> None:
             )
             _store_as_jpeg(args.annotations, args.images)
         print_row(
-            run(
+            measure_row(
                 Job(args.annotations, args.images, num_images, 128 if args.smoke else SIDE_PX), args.pairs, args.threads
             ),
             args.json,
         )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
+
+
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

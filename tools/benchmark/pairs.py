@@ -57,7 +57,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A line of the table; ``--json`` prints it.
 
     Attributes:
@@ -142,9 +142,9 @@ def time_row(
     note: str = '',
     unit: str = 's',
     per_call: int = 1,
-) -> Row:
+) -> BenchmarkRow:
     """A row of times; ``per_call`` images or the like are counted in a call."""
-    row = Row(
+    row = BenchmarkRow(
         row=name,
         ours=ours.time_s / per_call,
         peer=None,
@@ -178,7 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser, pairs: int = 3) -> None:
     parser.add_argument('--json', action='store_true', help='print one JSON line a row')
 
 
-def print_row(row: Row, as_json: bool) -> None:
+def print_row(row: BenchmarkRow, as_json: bool) -> None:
     """Prints a row for people, or as JSON."""
     if as_json:
         print(json.dumps(asdict(row)), flush=True)
@@ -195,7 +195,7 @@ def print_row(row: Row, as_json: bool) -> None:
     print('\n'.join(lines), flush=True)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[BenchmarkRow]) -> str:
     """The rows as a table."""
     lines = [
         '| work | ratio | goal | ours | peer | unit | memory, GB (ours / peer) | threads | note |',
@@ -213,7 +213,7 @@ def _number(value: float | None) -> str:
     return '-' if value is None else f'{value:.3g}'
 
 
-def _memory(row: Row) -> str:
+def _memory(row: BenchmarkRow) -> str:
     if row.ours_memory_gb is None:
         return '-'
     if row.peer_memory_gb is None:

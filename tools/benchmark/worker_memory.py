@@ -1,6 +1,6 @@
 """Memory of a data-loader worker for detection, with few and with many images in the annotation file.
 
-    python tools/benchmark/worker_memory.py            # 1,000 and 10,000 images
+    python -m tools.benchmark.worker_memory            # 1,000 and 10,000 images
 
 A worker is a copy of the process that read the annotations, and shares its memory until it writes. Objects of Python
 are written to when they are only looked at (their reference counts), so that a list of annotations would be copied bit
@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 
-from tools.benchmark.pairs import Row, add_arguments, print_row
+from tools.benchmark.pairs import BenchmarkRow, add_arguments, print_row
+from tools.command_line import make_parser, run_command
 
 NUM_OBJECTS, NUM_CORNERS = 7, 20  # of an image, of a polygon
 HEIGHT_PX, WIDTH_PX = 48, 64  # small: memory of annotations is asked for
@@ -102,7 +101,7 @@ def _own_memory_gb(batch: list[Any]) -> float:
     return sum(kilobytes) * 1024 / 1e9
 
 
-def run(lengths: tuple[int, int], num_samples: int) -> Row:
+def measure_row(lengths: tuple[int, int], num_samples: int) -> BenchmarkRow:
     """Measures the row."""
     with tempfile.TemporaryDirectory() as folder:
         cv2.imwrite(f'{folder}/grey.jpg', np.full((HEIGHT_PX, WIDTH_PX, 3), 128, np.uint8))
@@ -113,7 +112,7 @@ def run(lengths: tuple[int, int], num_samples: int) -> Row:
             memory[length] = worker_memory_gb(path, num_samples)
         as_list = worker_memory_gb(path, num_samples, serialize=False)
     short, long = (memory[length] for length in lengths)
-    return Row(
+    return BenchmarkRow(
         row=f'memory of a data-loader worker, {lengths[1]} images / {lengths[0]} images',
         ours=long,
         peer=short,
@@ -126,13 +125,22 @@ def run(lengths: tuple[int, int], num_samples: int) -> Row:
     )
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     add_arguments(parser)
-    args = parser.parse_args(words)
-    print_row(run((20, 60), 20) if args.smoke else run((1000, 10000), NUM_SAMPLES), args.json)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints."""
+    print_row(measure_row((20, 60), 20) if args.smoke else measure_row((1000, 10000), NUM_SAMPLES), args.json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -164,7 +164,7 @@ def test_bad_input_is_one_clear_line_and_no_output(
         checkpoint, message = str(segmentor[1]), 'does not fit the model'
     assert MAIN([config, checkpoint, images, '--out', str(tmp_path / 'out'), '--device', 'cpu']) == 1
     error = capsys.readouterr().err.strip().splitlines()
-    assert message in error[-1] and error[-1].startswith('predict: ')
+    assert message in error[-1] and error[-1].startswith('error: ')
     assert not (tmp_path / 'out').exists() and not (tmp_path / 'executed').exists()
 
 

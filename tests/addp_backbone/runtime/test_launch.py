@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from running import ROOT, load_tool, run_tool
+from running import ROOT, run_command_line, run_tool
 
 from addp_backbone.runtime.config_checks import LaunchError, check_data
 from addp_backbone.runtime.launch import draw_predictions, fit_to_device, load_config, set_resume, start_processes
@@ -201,10 +201,10 @@ def test_testing_refuses_weights_of_another_model(tiny_seg_config: Path, tmp_pat
 def test_testing_asks_for_a_checkpoint_that_is_there(tiny_seg_config: Path, tmp_path: Path) -> None:
     for missing in (tmp_path, tmp_path / 'iter_9.pth'):
         with pytest.raises(LaunchError, match=r'does not exist; training writes'):
-            load_tool('test').main([str(tiny_seg_config), str(missing)])
+            run_command_line('test', tiny_seg_config, missing)
 
 
 def test_metrics_go_into_json_files_only(tiny_seg_config: Path, tmp_path: Path) -> None:
     (tmp_path / 'c.pth').touch()
     with pytest.raises(LaunchError, match=r'wanted a file that ends in \.json'):
-        load_tool('test').main([str(tiny_seg_config), str(tmp_path / 'c.pth'), '--out', 'metrics.txt'])
+        run_command_line('test', tiny_seg_config, tmp_path / 'c.pth', '--out', 'metrics.txt')

@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmengine.dataset import RepeatDataset
 from mmengine.runner import Runner
-from running import ROOT, ToyDataset, load_tool, logged_losses, run_tool, toy_config, train_toy
+from running import ROOT, ToyDataset, logged_losses, run_command_line, run_tool, toy_config, train_toy
 
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.runtime.launch import use_safe_hooks
@@ -208,7 +208,7 @@ def test_train_and_test_read_no_checkpoint_that_would_execute_code(tmp_path: Pat
 
     torch.save(dict(state_dict=dict(weight=Payload())), tmp_path / 'evil.pth')
     with pytest.raises(CheckpointError, match='refused'):
-        load_tool('test').main([str(tiny_seg_config), str(tmp_path / 'evil.pth'), '--work-dir', str(tmp_path)])
+        run_command_line('test', tiny_seg_config, tmp_path / 'evil.pth', '--work-dir', tmp_path)
     with pytest.raises(CheckpointError, match='refused'):
         train_toy(toy_config(tmp_path, load_from=str(tmp_path / 'evil.pth')))
     assert not (tmp_path / 'executed').exists()

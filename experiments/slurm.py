@@ -6,10 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.paper.local_run import describe_cost, finished_mark
-from experiments.paper.plan import CPUS_PER_TASK, FINISHED_FILE, Plan, Stage
-from experiments.paper.recipes import REPOSITORY
-from experiments.paper.settings import RequestError
+from experiments.stages import CPUS_PER_TASK, FINISHED_FILE, REPOSITORY, Plan, RequestError, Stage
 
 END_OF_JOB = 'END_OF_JOB'
 
@@ -68,7 +65,7 @@ def submit_script(
 def _job(
     stage: Stage, variable: str, after: list[str], python: str, sbatch_options: str, gpus_per_node: int
 ) -> list[str]:
-    folder, mark = shlex.quote(str(stage.folder)), shlex.quote(str(stage.folder / FINISHED_FILE))
+    folder, mark = shlex.quote(str(stage.file())), shlex.quote(str(stage.file(FINISHED_FILE)))
     words = [
         'sbatch',
         '--parsable',
@@ -83,9 +80,9 @@ def _job(
         words += [f'--gpus-per-node={on_node}', f'--ntasks-per-node={on_node}']
     words += [f'--dependency=afterok:{":".join(after)}', '--kill-on-invalid-dep=yes'] if after else []
     head = ' '.join([*words, sbatch_options]).rstrip()
-    text = shlex.quote(finished_mark(stage).removesuffix('\n'))
+    text = shlex.quote(stage.mark().removesuffix('\n'))
     return [
-        f'# {stage.name}{describe_cost(stage)}',
+        f'# {stage.name}{stage.cost}',
         f'mkdir -p {folder}',
         f"{variable}=$({head} <<'{END_OF_JOB}'",
         '#!/usr/bin/env bash',
