@@ -25,15 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from addp_backbone.runtime.config_checks import LaunchError
-from pretrain.data.image_list import (
-    ImageList,
-    PathTable,
-    check_same_classes,
-    list_class_folders,
-    list_file,
-    list_folder,
-    read_classes,
-)
+from pretrain.data.image_list import PathTable, check_same_classes, find_images
 
 # What PIL raises for files that are truncated, damaged, too large, or not images.
 DECODING_ERRORS = (
@@ -88,13 +80,7 @@ class ImageFolderDataset(Dataset):
         super().__init__()
         root = Path(data_root).expanduser()
         self.folder = root / data_prefix
-        for path, option in ((self.folder, 'data_root and data_prefix'), (root / ann_file, 'ann_file')):
-            if not path.exists():
-                raise LaunchError(
-                    f'{path.absolute()} does not exist: put the data there, or change {option} of the data set'
-                )
-        names = read_classes(classes, root)
-        listed = _list_images(self.folder, root / ann_file if ann_file else None, labels, names)
+        listed = find_images(root, data_prefix, ann_file, labels, classes)
         self.paths = PathTable(listed.paths)
         self.labels = listed.labels
         self.metainfo: dict[str, Any] = dict(classes=listed.classes)
@@ -179,14 +165,6 @@ class CheckSameClasses(Hook):
             check_same_classes(
                 *(loader.dataset.metainfo['classes'] for loader in (runner.train_dataloader, runner.val_dataloader))
             )
-
-
-def _list_images(folder: Path, ann_file: Path | None, labels: bool, classes: tuple[str, ...] | None) -> ImageList:
-    if ann_file is not None:
-        return list_file(ann_file, labels, classes)
-    if labels:
-        return list_class_folders(folder, classes)
-    return list_folder(folder)
 
 
 def _reason(error: Exception) -> str:

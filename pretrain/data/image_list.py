@@ -55,6 +55,33 @@ class ImageList(NamedTuple):
     classes: tuple[str, ...] | None
 
 
+def find_images(
+    root: Path, data_prefix: str, ann_file: str, labels: bool, classes: Sequence[str] | str | None
+) -> ImageList:
+    """Finds the images of a data set, in the way that its options say.
+
+    Args:
+        root: Folder of the data.
+        data_prefix: Folder within ``root`` that holds the images.
+        ann_file: File that lists the images, relative to ``root``; '' searches the folder.
+        labels: Whether images have classes, from the list or from the first level of folders.
+        classes: Class names in the order of their labels, or a text file; None takes them from the data.
+
+    Raises:
+        LaunchError: If the folder or the list does not exist, or one of the functions below finds fault with it.
+    """
+    folder, list_path = root / data_prefix, root / ann_file
+    for path, option in ((folder, 'data_root and data_prefix'), (list_path, 'ann_file')):
+        if not path.exists():
+            raise LaunchError(
+                f'{path.absolute()} does not exist: put the data there, or change {option} of the data set'
+            )
+    names = read_classes(classes, root)
+    if ann_file:
+        return list_file(list_path, labels, names)
+    return list_class_folders(folder, names) if labels else list_folder(folder)
+
+
 def list_folder(folder: Path) -> ImageList:
     """Lists every image below a folder, at any depth, in alphabetical order.
 

@@ -102,6 +102,11 @@ def draw_uniform(generators: Sequence[torch.Generator], shape: Sequence[int], de
     return torch.stack([draw.to(device) for draw in draws])
 
 
+def draw_gumbel(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard Gumbel noise (B, *shape) float32; the noise of each image comes from its own generator."""
+    return to_gumbel(draw_uniform(generators, shape, device))
+
+
 def split_generator(generator: Generators, num_images: int) -> Sequence[torch.Generator]:
     """One generator for each image: those given, or seeded by one for the run or by torch's global one (None).
 

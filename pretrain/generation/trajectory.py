@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.generation.sampling import Generators, Sampling, draw_uniform, sample_tokens, split_generator, to_gumbel
+from pretrain.generation.sampling import Generators, Sampling, draw_gumbel, sample_tokens, split_generator
 from pretrain.networks.addp import ADDP
 from pretrain.networks.frozen import evaluating, frozen_forward
 from pretrain.networks.tokenizer import VQGANTokenizer
@@ -101,15 +101,14 @@ def trajectory(
     for step in range(sampling.steps):
         with torch.no_grad(), evaluating(model):
             logits = model.predict_logits(state.images, state.tokens, state.mask).float()  # (B, L, K)
-            noise = draw_uniform(generators, logits.shape[1:], device)
-            tokens = sample_tokens(logits, to_gumbel(noise), sampling.top_p)
-            noise = draw_uniform(generators, logits.shape[1:2], device)
+            tokens = sample_tokens(logits, draw_gumbel(generators, logits.shape[1:], device), sampling.top_p)
+            gumbel = draw_gumbel(generators, logits.shape[1:2], device)
             state = advance(
                 model,
                 state,
                 logits,
                 tokens,
-                to_gumbel(noise),
+                gumbel,
                 sampling.num_masked(step, num_initial),
                 sampling.temperature_at(step),
             )
