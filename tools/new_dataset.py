@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from addp_backbone.datasets.coco import DetectionSplit, check_detection
 from addp_backbone.datasets.findings import Findings
-from addp_backbone.datasets.leaf import detection_leaf, segmentation_leaf, write_leaf
+from addp_backbone.datasets.leaf import detection_leaf, mended_splits, segmentation_leaf, write_leaf
 from addp_backbone.datasets.masks import VOID_255, VOID_ZERO, SegmentationSplit, check_segmentation, read_classes
 from addp_backbone.datasets.schedule import LeafOptions, schedule_hint
+from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -111,11 +112,13 @@ class Composed:
         text: The config; empty if the data have errors.
         classes: Class names.
         num_images: Number of training images.
+        files: Text of the annotation files to write beside the config.
     """
 
     text: str
     classes: list[str]
     num_images: int
+    files: dict[Path, str] = field(default_factory=dict)
 
 
 def compose(args: argparse.Namespace, findings: Findings) -> Composed:
@@ -131,8 +134,10 @@ def compose_detection(args: argparse.Namespace, options: LeafOptions, findings: 
     data = check_detection(splits, findings, args.workers, args.box_only, show_progress)
     if not data.has_masks and not findings.num_errors:
         print('no masks: Faster R-CNN is trained instead of Mask R-CNN')
-    text = '' if findings.num_errors else detection_leaf(options, splits, data)
-    return Composed(text, list(data.classes), data.num_train_images)
+    if findings.num_errors:
+        return Composed('', list(data.classes), data.num_train_images)
+    splits, mended = mended_splits(options.out, splits, data)
+    return Composed(detection_leaf(options, splits, data), list(data.classes), data.num_train_images, mended)
 
 
 def compose_segmentation(args: argparse.Namespace, options: LeafOptions, findings: Findings) -> Composed:
@@ -155,6 +160,9 @@ def run(args: argparse.Namespace) -> int:
     """Checks the data and writes the config; returns 1 if the data has errors."""
     findings = Findings()
     composed = compose(args, findings)
+    for path, text in composed.files.items():
+        replace_file(path, text)
+        print(f'written: {path} (annotations as they are read)')
     config = write_leaf(args.out, composed.text, composed.classes) if composed.text else None
     if args.val_images is None:
         print(

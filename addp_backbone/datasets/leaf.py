@@ -120,6 +120,30 @@ def detection_leaf(options: LeafOptions, splits: list[DetectionSplit], data: Det
     return _header(replace(options, base=base), head) + text
 
 
+def mended_splits(
+    out: Path, splits: list[DetectionSplit], data: DetectionData
+) -> tuple[list[DetectionSplit], dict[Path, str]]:
+    """Annotation files beside the leaf, in place of those that are not COCO files as training reads them.
+
+    Args:
+        out: The leaf config.
+        splits: What was checked.
+        data: What was read.
+
+    Returns:
+        The splits with the files to train on, and the text of those that must be written.
+    """
+    written: dict[Path, str] = {}
+    result = []
+    for split in splits:
+        if data.files[split.name].mended:
+            path = out.with_name(f'{out.stem}_{split.name}.json')
+            written[path] = data.files[split.name].to_json()
+            split = replace(split, ann_file=path)
+        result.append(split)
+    return result, written
+
+
 def segmentation_leaf(
     options: LeafOptions,
     splits: list[SegmentationSplit],

@@ -1,30 +1,35 @@
 """COCO's box and mask AP for mmdet, quicker than mmdet's metrics, with pycocotools' numbers.
 
-``CocoEvaluation`` leaves matching and accumulation to faster-coco-eval (C++). What that spends around them is left out:
-it unpacks every mask three times (area, box, run lengths), where a mask's area is needed always and its IoU only if its
-class is in the image. ``QuickCocoMetric`` hands detections over as they are; mmdet's metrics write them to JSON and
-read that again, once a kind of result.
+Objects, images and classes are found by id and name, so that their order in the file, text ids and ids of 0 change
+nothing. ``CocoEvaluation`` leaves matching and accumulation to faster-coco-eval (C++). What that spends around them is
+left out: it unpacks every mask three times (area, box, run lengths), where a mask's area is needed always and its IoU
+only if its class is in the image. ``QuickCocoMetric`` hands detections over as they are; mmdet's metrics write them to
+JSON and read that again, once a kind of result.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCOeval_faster
-from mmdet.evaluation import FasterCocoMetric
+from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
 
+from addp_backbone.datasets.coco_file import CocoError, CocoFile, load_coco
+from addp_backbone.files.atomic import replace_file
+
 STATS = {
-    name: place
-    for place, name in enumerate(
+    name: index
+    for index, name in enumerate(
         (
             'mAP',
             'mAP_50',
@@ -69,7 +74,7 @@ class CocoEvaluation(COCOeval_faster):
         p = self.params
         if not p.useCats:
             raise ValueError(
-                'useCats is 0, wanted 1: classes are matched apart here; faster_coco_eval.COCOeval_faster ignores classes'
+                'useCats is 0, wanted 1: classes are matched apart; faster_coco_eval.COCOeval_faster ignores them'
             )
         self.gt_dataset.clean()
         self.dt_dataset.clean()
@@ -86,9 +91,9 @@ class CocoEvaluation(COCOeval_faster):
             if detection['image_id'] in images and detection['category_id'] in classes
         ]
         self._truth, self._found = defaultdict(list), defaultdict(list)
-        for annotation in annotations:
+        for number, annotation in enumerate(annotations, start=1):  # an id of 0 would count as "not matched"
             crowd = int(annotation.get('iscrowd', 0))
-            lean = dict(id=annotation['id'], area=annotation['area'], iscrowd=crowd, ignore=crowd)
+            lean = dict(id=number, area=annotation['area'], iscrowd=crowd, ignore=crowd)
             self.gt_dataset.append_ref(annotation['image_id'], annotation['category_id'], lean)
             self._truth[annotation['image_id'], annotation['category_id']].append(annotation)
         for (number, detection), area in zip(chosen, self._areas([detection for _, detection in chosen]), strict=True):
@@ -98,7 +103,7 @@ class CocoEvaluation(COCOeval_faster):
         self._nonempty_iou_pairs = self._truth.keys() & self._found.keys()
 
     def computeIoU(self, imgId: int, catId: int) -> np.ndarray:  # noqa: N802  (the base class' names)
-        """IoU of an image's detections of one class, best score first, with its objects of that class; (detections, objects)."""
+        """IoU of an image's detections of a class, best score first, with its objects; (detections, objects)."""
         found = self._found[imgId, catId]
         order = np.argsort([-detection['score'] for detection in found], kind='mergesort')[: self.params.maxDets[-1]]
         truth = self._truth[imgId, catId]
@@ -122,42 +127,101 @@ class CocoEvaluation(COCOeval_faster):
 
 
 @METRICS.register_module()
-class QuickCocoMetric(FasterCocoMetric):
-    """mmdet's ``CocoMetric`` for box and mask AP: the same arguments, the same results.
+class QuickCocoMetric(BaseMetric):
+    """Box and mask AP with the figures of mmdet's ``CocoMetric``, matched by ids and names.
 
-    Where results are to be written (``outfile_prefix``, ``format_only``), the metric is a proposal's, or there is no
-    ``ann_file``, mmdet's own ``FasterCocoMetric`` does the work.
+    The AP of every class is logged by name.
+
+    Args:
+        ann_file: COCO JSON with the ground truth.
+        metric: 'bbox', 'segm' or both.
+        classwise: Whether the figures hold each class's AP, as ``{kind}_{class}_precision`` (and, if only one kind is
+            evaluated, as ``{class}_precision``, mmdet's name).
+        proposal_nums: Largest numbers of detections an image; the last is that of AP.
+        iou_thrs: IoU thresholds; None: 0.5, 0.55, ..., 0.95.
+        metric_items: Names of :data:`STATS` to report; None: the six APs.
+        format_only: Only write the detections, for data without ground truth.
+        outfile_prefix: Where to write detections, as ``{outfile_prefix}.bbox.json`` and ``.segm.json`` with the data
+            set's image and category ids; None does not write.
+        collect_device: 'cpu' or 'gpu', through which processes exchange results.
+        prefix: What figures' names begin with.
+
+    Raises:
+        ValueError: If a metric or item is unknown, or nothing would be written by ``format_only``.
+        CocoError: If the file has errors.
     """
 
-    def compute_metrics(self, results: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
+    default_prefix = 'coco'
+
+    def __init__(
+        self,
+        ann_file: str,
+        metric: str | Sequence[str] = 'bbox',
+        classwise: bool = False,
+        proposal_nums: Sequence[int] = (100, 300, 1000),
+        iou_thrs: Sequence[float] | None = None,
+        metric_items: Sequence[str] | None = None,
+        format_only: bool = False,
+        outfile_prefix: str | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.metrics = [metric] if isinstance(metric, str) else list(metric)
+        unknown = [*({*self.metrics} - {'bbox', 'segm'}), *({*(metric_items or ())} - {*STATS})]
+        if unknown:
+            raise ValueError(f"unknown: {unknown}; metric is 'bbox' and/or 'segm', metric_items are {list(STATS)}")
+        if format_only and outfile_prefix is None:
+            raise ValueError('format_only writes detections: give outfile_prefix, a path and the beginning of a name')
+        self.classwise = classwise
+        self.proposal_nums = list(proposal_nums)
+        self.iou_thrs = np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.asarray(iou_thrs, np.float64)
+        self.metric_items = list(STATS)[:6] if metric_items is None else list(metric_items)
+        self.format_only = format_only
+        self.outfile_prefix = outfile_prefix
+        self.coco: CocoFile = load_coco(ann_file, with_annotations=not format_only)
+        self.cat_ids: list[Any] | None = None
+
+    def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keeps the detections of a batch, masks as run-length codes."""
+        for sample in data_samples:
+            found = sample['pred_instances']
+            kept = {key: found[key].cpu().numpy() for key in ('bboxes', 'scores', 'labels')}
+            if 'masks' in found:
+                masks = found['masks']
+                kept['masks'] = [_encoded(mask) for mask in masks]
+            if 'mask_scores' in found:
+                kept['mask_scores'] = found['mask_scores'].cpu().numpy()
+            self.results.append((sample['img_id'], {**kept, 'img_id': sample['img_id']}))
+
+    def compute_metrics(self, results: list[tuple[Any, dict[str, Any]]]) -> dict[str, float]:
         """The figures of all images' results, which ``process`` made."""
-        if self.outfile_prefix is not None or self._coco_api is None or not {*self.metrics} <= {'bbox', 'segm'}:
-            return super().compute_metrics(results)
-        self.cat_ids = self._coco_api.getCatIds(catNms=self.dataset_meta['classes'])
-        self.img_ids = self._coco_api.getImgIds()
+        classes = self.dataset_meta['classes']
+        self.cat_ids = self.coco.class_ids(classes)
         logger = MMLogger.get_current_instance()
         figures: dict[str, float] = {}
         for kind in self.metrics:
             detections = [detection for _, prediction in results for detection in self._detections(prediction, kind)]
+            if self.outfile_prefix is not None:
+                replace_file(f'{self.outfile_prefix}.{kind}.json', json.dumps(detections))
+                logger.info(f'{len(detections)} detections written: {self.outfile_prefix}.{kind}.json')
+            if self.format_only:
+                continue
             if not detections:
                 logger.error('The testing results of the whole dataset are empty.')
                 break
-            evaluation = CocoEvaluation(self._coco_api, detections, kind)
-            evaluation.params.catIds, evaluation.params.imgIds = self.cat_ids, self.img_ids
-            evaluation.params.maxDets, evaluation.params.iouThrs = list(self.proposal_nums), self.iou_thrs
-            with contextlib.redirect_stdout(io.StringIO()):
-                evaluation.run()
-            if self.classwise:
-                figures.update(self._figures_of_classes(evaluation.eval['precision'], kind))
-            for name in self.metric_items or list(STATS)[:6]:
+            evaluation = self._evaluate(detections, kind)
+            figures.update(self._figures_of_classes(evaluation.eval['precision'], kind, classes))
+            for name in self.metric_items:
                 figures[f'{kind}_{name}'] = float(f'{round(evaluation.stats[STATS[name]], 3)}')
             logger.info(f'{kind}_mAP_copypaste: ' + ' '.join(f'{value:.3f}' for value in evaluation.stats[:6]))
         return figures
 
     def _detections(self, prediction: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-        """One image's detections as COCO has them."""
+        """One image's detections as COCO has them, with the data set's ids."""
         if kind == 'segm' and 'masks' not in prediction:
             raise KeyError("metric 'segm' wants masks, but the model predicts none; set val_evaluator.metric='bbox'")
+        assert self.cat_ids is not None
         records = [
             dict(image_id=prediction['img_id'], category_id=self.cat_ids[label])
             for label in prediction['labels'].tolist()
@@ -174,14 +238,72 @@ class QuickCocoMetric(FasterCocoMetric):
             for record, score, region in zip(records, scores.tolist(), regions, strict=True)
         ]
 
-    def _figures_of_classes(self, precision: np.ndarray, kind: str) -> dict[str, float]:
-        """AP of each class (all sizes, most detections an image)."""
+    def _evaluate(self, detections: list[dict[str, Any]], kind: str) -> CocoEvaluation:
+        """Numbers images and classes by their order, as the evaluation wants integers in ascending order."""
+        assert self.cat_ids is not None
+        image_ids = sorted((record['id'] for record in self.coco.images), key=lambda key: (isinstance(key, str), key))
+        images = {key: number for number, key in enumerate(image_ids, start=1)}
+        categories = {key: number for number, key in enumerate(self.cat_ids, start=1)}
+        unknown = sorted({str(d['image_id']) for d in detections if d['image_id'] not in images})
+        if unknown:
+            raise CocoError(f'detections are of images that {self.coco.path} does not have, such as {unknown[:3]}')
+        truth = _ground_truth(self.coco, images, categories, kind)
+        numbered = [
+            {**d, 'image_id': images[d['image_id']], 'category_id': categories[d['category_id']]} for d in detections
+        ]
+        evaluation = CocoEvaluation(truth, numbered, kind)
+        evaluation.params.catIds, evaluation.params.imgIds = list(categories.values()), list(images.values())
+        evaluation.params.maxDets, evaluation.params.iouThrs = self.proposal_nums, self.iou_thrs
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.run()
+        return evaluation
+
+    def _figures_of_classes(self, precision: np.ndarray, kind: str, classes: Sequence[str]) -> dict[str, float]:
+        """AP of each class (all sizes, most detections an image), logged; returned if they are wanted."""
         figures, lines = {}, []
-        for index, category in enumerate(self._coco_api.loadCats(self.cat_ids)):
+        for index, name in enumerate(classes):
             of_class = precision[:, :, index, 0, -1]
             known = of_class[of_class > -1]
             ap = round(np.mean(known) if known.size else float('nan'), 3)
-            figures[f'{category["name"]}_precision'] = ap
-            lines.append(f'{category["name"]} {ap:.3f}')
-        MMLogger.get_current_instance().info(f'{kind} AP by class: ' + ', '.join(lines))
-        return figures
+            lines.append(f'  {name}: ' + (f'{ap:.3f}' if known.size else 'no object'))
+            figures[f'{kind}_{name}_precision'] = ap
+            if len(self.metrics) == 1:
+                figures[f'{name}_precision'] = ap
+        MMLogger.get_current_instance().info('\n'.join([f'{kind} AP by class', *lines]))
+        return figures if self.classwise else {}
+
+
+def _encoded(mask: Any) -> dict[str, Any]:
+    """A mask as run-length code; codes stay."""
+    code = mask
+    if not isinstance(mask, dict):
+        code = mask_codec.encode(np.asfortranarray(mask.detach().cpu().numpy(), dtype=np.uint8))
+    counts = code['counts']
+    return {'size': list(code['size']), 'counts': counts.decode('ascii') if isinstance(counts, bytes) else counts}
+
+
+def _ground_truth(coco: CocoFile, images: dict[Any, int], categories: dict[Any, int], kind: str) -> COCO:
+    """The index of pycocotools over renumbered records.
+
+    Raises:
+        CocoError: If masks are to be evaluated and objects have none.
+    """
+    records = [record for record in coco.annotations if record['category_id'] in categories]
+    without = sum('segmentation' not in record for record in records)
+    if kind == 'segm' and without:
+        raise CocoError(
+            f"{without} of {len(records)} objects of {coco.path} have no mask, but metric 'segm' compares masks: "
+            "complete them, or evaluate boxes alone (val_evaluator.metric='bbox')"
+        )
+    truth = COCO()
+    truth.dataset = dict(
+        images=[{**record, 'id': images[record['id']]} for record in coco.images],
+        categories=[dict(id=number, name=coco.categories[key]) for key, number in categories.items()],
+        annotations=[
+            {**r, 'id': number, 'image_id': images[r['image_id']], 'category_id': categories[r['category_id']]}
+            for number, r in enumerate(records, start=1)
+        ],
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth

@@ -3,7 +3,7 @@
 Layout: ``data/coco/{train2017,val2017}/*.jpg`` and ``data/coco/annotations/instances_{train2017,val2017}.json``.
 """
 
-dataset_type = 'CocoDataset'
+dataset_type = 'CocoInstances'
 data_root = 'data/coco/'
 
 train_pipeline = [
@@ -62,7 +62,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(  # pycocotools' numbers, quicker
-    type='addp_backbone.detection.coco_metric.QuickCocoMetric',
+    type='QuickCocoMetric',
     ann_file=data_root + 'annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
 )

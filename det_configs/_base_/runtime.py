@@ -9,6 +9,7 @@ custom_imports = dict(imports=['addp_backbone'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='SeedEachIteration'),  # a resumed run draws what the unbroken one would have drawn
     dict(type='StopOnBadLoss'),  # the last good checkpoint stays
+    dict(type='CheckClasses'),  # of data, heads and checkpoint
 ]
 randomness = dict(seed=0)
 

@@ -105,7 +105,12 @@ BAD_RECORDS = {  # change, level, kind, what the finding must name
         'mask malformed',
         '[48, 64]',
     ),
-    'no area': (lambda content: content['annotations'][1].pop('area'), 'error', 'key missing', 'annotations[1]'),
+    'no area': (
+        lambda content: content['annotations'][1].pop('area'),
+        'warning',
+        'mended: area missing',
+        'annotation 2',
+    ),
     'no width': (lambda content: content['images'][1].pop('width'), 'error', 'key missing', 'images[1]'),
     'no file': (set_key('file_name', 'gone.jpg', 'images'), 'error', 'image missing', 'gone.jpg: image 2'),
     'wrong size': (set_key('width', 65, 'images'), 'error', 'image size differs', 'file 64 x 48, JSON 65 x 48'),
@@ -152,7 +157,7 @@ def test_unreadable_images_are_found(tiny_coco: Path, tmp_path: Path) -> None:
 
 def test_train_and_val_must_agree_and_not_overlap(tiny_coco: Path, tmp_path: Path) -> None:
     content = load_train(tiny_coco)
-    content['categories'].reverse()
+    content['categories'][0]['name'] = 'cone'
     (tmp_path / 'val.json').write_text(json.dumps(content))
     findings = Findings()
     check_detection(

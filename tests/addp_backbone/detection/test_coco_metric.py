@@ -24,7 +24,7 @@ HEIGHT_PX, WIDTH_PX = 240, 320
 CLASSES = ('disc', 'box', 'wedge')
 NUM_IMAGES = 12
 CATEGORY_IDS = (3, 7, 11)  # not 0..2, as in COCO
-QUICK = 'addp_backbone.detection.coco_metric.QuickCocoMetric'
+QUICK = 'QuickCocoMetric'
 
 
 def test_the_detection_configs_evaluate_with_the_fast_metric() -> None:
@@ -40,7 +40,11 @@ def test_fast_metric_equals_pycocotools_on_random_boxes_and_masks_with_crowds_an
     annotations = _write_ground_truth(tmp_path / 'gt.json', rng)
     samples = [_random_detections(rng, image_id, annotations) for image_id in range(1, NUM_IMAGES + 1)]
     slow, fast = (_evaluate(kind, tmp_path / 'gt.json', samples) for kind in ('CocoMetric', QUICK))
-    assert slow == fast
+    assert {key: fast[key] for key in slow if not key.endswith('_precision')} == {
+        key: value for key, value in slow.items() if not key.endswith('_precision')
+    }
+    for name in CLASSES:  # mmdet has one key for both kinds, where the masks' figure overwrites the boxes'
+        assert fast[f'coco/segm_{name}_precision'] == slow[f'coco/{name}_precision']
     for kind in ('bbox', 'segm'):
         for size in ('', '_50', '_75', '_s', '_m', '_l'):
             assert 0 < slow[f'coco/{kind}_mAP{size}'] < 1, 'every figure has to be exercised'
