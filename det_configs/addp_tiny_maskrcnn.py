@@ -5,8 +5,8 @@ leaf (``tools/new_dataset.py`` writes such a config). It trains from random weig
 values are ours, tuned on small data; nothing is published.
 
 Training sees whole photographs without size jitter, as evaluation does. Crops of 256 px (batch 4, lr 1.5e-3) had as
-high an AP from random weights, but facades were taken for cars. README, "Your own data", says what the leaf reaches on
-CamVid, from random weights and from the backbone of a UperNet.
+high an AP from random weights, but facades were taken for cars. docs/own_data.md says what the leaf reaches on CamVid,
+from random weights and from the backbone of a UperNet.
 """
 
 _base_ = ['_base_/maskrcnn.py', '_base_/coco_lsj.py', '_base_/schedule_100e.py', '_base_/mmdet.py', '_base_/runtime.py']

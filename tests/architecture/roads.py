@@ -118,7 +118,7 @@ def transfer(work_dir: Path, checkpoint: Path) -> None:
 
 def main() -> None:
     """Prints both roads."""
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
     for name in ('addp_backbone', 'pretrain.training', 'pretrain.classification'):  # registering is not on the road
         with suppress(ModuleNotFoundError):
             importlib.import_module(name)
