@@ -4,8 +4,13 @@
 CPU, relative positions     cache-sized blocks cut from the map (:mod:`addp_backbone.layers.cpu_attention`)
 CPU, 16 bits                cache-sized blocks (same module)
 CPU, dropout                explicit softmax: torch's fused attention would keep all weights in float32 there as well
+CUDA, relative positions    Triton kernel (:mod:`addp_backbone.layers.triton_attention`; never ran on a GPU so far)
 everything else             torch's fused attention; relative positions are extra columns of queries and keys
 ==========================  ==========================================================================================
+
+Without Triton, where the Triton kernel fails its trial (:mod:`addp_backbone.layers.trial`), with dropout and with
+``torch.use_deterministic_algorithms``, CUDA has the extra columns too: by cuDNN with values 128 wide if that passes a
+trial, which saves a sixth of the arithmetic at 1024 px, otherwise by what torch chooses.
 
 Shapes: B images, (H, W) grid, N = H * W tokens, h heads, D head width.
 """
@@ -13,16 +18,24 @@ Shapes: B images, (H, W) grid, N = H * W tokens, h heads, D head width.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import logging
 from enum import Enum
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from addp_backbone.layers.cpu_attention import block_attention, relative_attention
 from addp_backbone.layers.dropout import dropout as drop
 from addp_backbone.layers.grid import merge_windows, pad_to_windows, partition_windows, relative_positions
+from addp_backbone.layers.trial import TOLERANCES, find_fault
+
+_TRIAL_GRIDS = ((3, 13), (3, 29), (3, 61))  # one for each width of the Triton kernel's tiles
+_CUDNN_VALUES = 128  # columns
+_FLASH_LIMIT = 256  # columns
 
 
 class Kernel(Enum):
@@ -31,22 +44,33 @@ class Kernel(Enum):
     RELATIVE_BLOCKS = 'cache-sized blocks of queries, relative positions added inside'
     BLOCKS = 'cache-sized blocks of queries'
     EXPLICIT = 'explicit softmax with dropout'
+    TRITON = 'Triton kernel, relative positions added inside'
+    CUDNN = "cuDNN's fused attention"
     FUSED = "torch's fused attention"
 
 
-def choose_kernel(device_type: str, dtype: torch.dtype, relative: bool, dropout: bool) -> Kernel:
+def choose_kernel(
+    device: torch.device, dtype: torch.dtype, head_width: int, grid: tuple[int, int] | None, dropout: bool
+) -> Kernel:
     """Decides which kernel serves.
 
     Args:
-        device_type: 'cpu', 'cuda', ...
+        device: Where the queries are.
         dtype: Precision of the queries.
-        relative: Whether there are relative positions.
+        head_width: Channels of a head.
+        grid: (rows, columns) of the tokens that see each other if there are relative positions, else None.
         dropout: Whether attention weights are dropped in this pass.
 
     Returns:
-        The kernel. Only ``RELATIVE_BLOCKS`` has relative positions of its own; for the others they become columns.
+        The kernel. ``RELATIVE_BLOCKS`` and ``TRITON`` add relative positions inside; the others need them as columns.
     """
-    if device_type != 'cpu':
+    relative = grid is not None
+    if device.type == 'cuda' and grid is not None and not dropout and not torch.are_deterministic_algorithms_enabled():
+        if _serves(Kernel.TRITON, device, dtype, head_width):
+            return Kernel.TRITON
+        if not torch.compiler.is_compiling() and _serves(Kernel.CUDNN, device, dtype, head_width, grid):
+            return Kernel.CUDNN
+    if device.type != 'cpu':
         return Kernel.FUSED
     if dropout:
         return Kernel.EXPLICIT
@@ -91,7 +115,8 @@ def attend(
         raise ValueError('windows and relative positions need the grid: pass grid=(rows, columns)')
     if grid is not None and grid[0] * grid[1] != N:
         raise ValueError(f'grid {grid} has {grid[0] * grid[1]} tokens, but there are {N} queries')
-    kernel = choose_kernel(q.device.type, q.dtype, rel_pos is not None, dropout > 0)
+    region = None if rel_pos is None else (window_size, window_size) if window_size else grid
+    kernel = choose_kernel(q.device, q.dtype, D, region, dropout > 0)
     if not torch.compiler.is_compiling():
         _log_once(kernel, q.device.type, q.dtype, rel_pos is not None)
     if grid is None or not (window_size or rel_pos is not None):
@@ -128,29 +153,39 @@ def _attend_to_all(
     dropout: float,
 ) -> Tensor:
     """(B, N, h, D) -> (B, N, h, D): every token attends to all N."""
+    if kernel is Kernel.TRITON:
+        from addp_backbone.layers import triton_attention  # imports Triton, which a machine without a GPU may lack
+
+        assert grid is not None and rel_pos is not None
+        rows, cols = (relative_positions(table, size) for table, size in zip(rel_pos, grid, strict=True))
+        return triton_attention.relative_attention(q, k, v, rows, cols)
     D = q.shape[-1]
     scale = D**-0.5
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, h, N, D)
     if rel_pos is not None:
         assert grid is not None
-        q, k, v = _append_relative_positions(q, k, v, grid, rel_pos, scale)
+        q, k = _append_relative_positions(q, k, grid, rel_pos, scale)
+        v = F.pad(v, (0, _value_width(kernel, D, q.shape[-1]) - D))
         scale = 1.0
     if kernel is Kernel.EXPLICIT:
         out = drop((q * scale @ k.transpose(-2, -1)).softmax(-1), dropout) @ v
     elif kernel is Kernel.BLOCKS:
         out = block_attention(q, k, v, scale)
+    elif kernel is Kernel.CUDNN:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     else:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     return out[..., :D].transpose(1, 2)
 
 
 def _append_relative_positions(
-    q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], rel_pos: tuple[Tensor, Tensor], scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, grid: tuple[int, int], rel_pos: tuple[Tensor, Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
     """Turns relative positions into H + W more columns, so that attention without them, at scale 1, gives the same.
 
     A query's new columns are the terms of each key row and key column, a key's are one-hot and pick its own. They are
-    filled up to a multiple of 8, and the values to the width of the keys, as fused kernels want it.
+    filled up to a multiple of 8, as fused kernels want it.
     """
     B, heads, N, D = q.shape
     H, W = grid
@@ -167,11 +202,60 @@ def _append_relative_positions(
     fill = -(D + H + W) % 8
     q_all = F.pad(torch.cat((q * scale, row_terms, col_terms), dim=-1), (0, fill))
     k_all = F.pad(torch.cat((k, pick), dim=-1), (0, fill))
-    return q_all, k_all, F.pad(v, (0, H + W + fill))
+    return q_all, k_all
+
+
+def _value_width(kernel: Kernel, head_width: int, key_width: int) -> int:
+    """How wide values are made where relative positions are extra columns of queries and keys.
+
+    Flash kernels want values as wide as keys, of at most 256 columns; cuDNN and torch's memory-efficient kernel, which
+    serves beyond that, take narrower ones.
+    """
+    if kernel is Kernel.CUDNN:
+        return max(head_width, _CUDNN_VALUES)
+    return key_width if key_width <= _FLASH_LIMIT else head_width + -head_width % 8
+
+
+@torch.compiler.assume_constant_result
+def _serves(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, head_width: int, grid: tuple[int, int] | None = None
+) -> bool:
+    """Whether a kernel can be had on a CUDA device and is right there; under torch.compile a constant of the graph."""
+    return _passes_trial(kernel, device, dtype, head_width, grid)
+
+
+@functools.cache
+def _passes_trial(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, head_width: int, grid: tuple[int, int] | None
+) -> bool:
+    """As :func:`_serves`, by a trial on the first call; a fault is logged."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < (8, 0) or dtype not in TOLERANCES:
+        return False
+    if kernel is Kernel.TRITON:
+        if importlib.util.find_spec('triton') is None or torch.version.hip or not 16 <= head_width <= 128:
+            return False
+    else:
+        width = head_width + sum(grid or ())
+        if dtype is torch.float32 or not _CUDNN_VALUES < width + -width % 8 <= _FLASH_LIMIT:
+            return False
+    for trial_grid in _TRIAL_GRIDS if grid is None else (grid,):
+        attend, reference = (functools.partial(_try, choice) for choice in (kernel, Kernel.FUSED))
+        if fault := find_fault(attend, reference, trial_grid, head_width, device, dtype):
+            message = f'attention on {device} in {str(dtype)[6:]} does without the {kernel.value}: {fault}'
+            print_log(message, logger='current', level=logging.WARNING)
+            return False
+    return True
+
+
+def _try(
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], rel_pos: tuple[Tensor, Tensor]
+) -> Tensor:
+    return _attend_to_all(kernel, q, k, v, grid, rel_pos, dropout=0.0)
 
 
 @functools.cache
 def _log_once(kernel: Kernel, device_type: str, dtype: torch.dtype, relative: bool) -> None:
     """Says in the log which kernel serves, once for each kind of input."""
-    columns = ', relative positions as extra columns' if relative and kernel is not Kernel.RELATIVE_BLOCKS else ''
+    inside = kernel in (Kernel.RELATIVE_BLOCKS, Kernel.TRITON)
+    columns = ', relative positions as extra columns' if relative and not inside else ''
     print_log(f'attention on {device_type} in {str(dtype)[6:]}: {kernel.value}{columns}', logger='current')

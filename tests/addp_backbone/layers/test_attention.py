@@ -1,5 +1,7 @@
 """``attend``: which kernel serves, that it says so once, and that all kernels agree with masked attention."""
 
+import contextlib
+
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -34,11 +36,16 @@ def attend_in_one_window(q, k, v, padding, rel_pos, rows, cols):
     return logits.softmax(-1) @ v, index
 
 
+def force(monkeypatch, kernel):
+    monkeypatch.setattr(module, 'choose_kernel', lambda *_: kernel)
+    monkeypatch.setattr(module, 'sdpa_kernel', contextlib.nullcontext)  # there is no cuDNN on a CPU
+
+
 @pytest.mark.parametrize('relative', [False, True])
-@pytest.mark.parametrize('kernel', [None, Kernel.FUSED, Kernel.EXPLICIT])
+@pytest.mark.parametrize('kernel', [None, Kernel.FUSED, Kernel.EXPLICIT, Kernel.CUDNN])
 def test_windows_equal_the_definition_on_a_grid_that_they_do_not_divide(relative, kernel, monkeypatch):
     if kernel:
-        monkeypatch.setattr(module, 'choose_kernel', lambda *_: kernel)
+        force(monkeypatch, kernel)
     tensors, padding, rel_pos = make()
     got = attend(*tensors, grid=GRID, window_size=WINDOW, padding=padding, rel_pos=rel_pos if relative else None)
     assert got.shape == (2, 35, 2, 8)
@@ -65,6 +72,22 @@ def test_without_windows_and_positions_it_is_torchs_attention():
 
 
 @pytest.mark.parametrize(
+    ('kernel', 'key_width', 'width'), [('FUSED', 192, 192), ('CUDNN', 192, 128), ('FUSED', 264, 8)]
+)
+def test_values_are_as_wide_as_the_fused_kernels_want_them(kernel, key_width, width):
+    assert module._value_width(Kernel[kernel], 8, key_width) == width
+
+
+def test_more_columns_than_flash_kernels_take_change_nothing(monkeypatch):
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 260, 2, 8) for _ in range(3)]
+    options = dict(grid=(1, 260), rel_pos=(torch.randn(1, 8), torch.randn(519, 8)))
+    wanted = attend(*tensors, **options)
+    force(monkeypatch, Kernel.FUSED)
+    torch.testing.assert_close(attend(*tensors, **options), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ('device', 'dtype', 'relative', 'dropout', 'kernel'),
     [
         ('cpu', torch.float32, True, False, Kernel.RELATIVE_BLOCKS),
@@ -80,7 +103,44 @@ def test_without_windows_and_positions_it_is_torchs_attention():
     ],
 )
 def test_device_precision_and_task_decide_which_kernel_serves(device, dtype, relative, dropout, kernel):
-    assert choose_kernel(device, dtype, relative, dropout) is kernel
+    assert choose_kernel(torch.device(device), dtype, 64, (14, 14) if relative else None, dropout) is kernel
+
+
+@pytest.mark.parametrize('serving', [[Kernel.TRITON, Kernel.CUDNN], [Kernel.CUDNN], []])
+def test_cuda_with_relative_positions_has_the_first_kernel_that_passes_its_trial(serving, monkeypatch):
+    monkeypatch.setattr(module, '_serves', lambda kernel, *_: kernel in serving)
+    arguments = torch.device('cuda'), torch.bfloat16, 64, (64, 64)
+    assert choose_kernel(*arguments, dropout=False) is (serving or [Kernel.FUSED])[0]
+    assert choose_kernel(*arguments, dropout=True) is Kernel.FUSED
+    monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
+    assert choose_kernel(*arguments, dropout=False) is Kernel.FUSED
+
+
+@pytest.mark.parametrize('capability, head_width', [((7, 5), 64), ((9, 0), 160), ((9, 0), 64)])
+def test_a_kernel_that_cannot_be_had_or_fails_its_trial_is_done_without(capability, head_width, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    monkeypatch.setattr(module, 'find_fault', lambda *_: 'no compiler')
+    module._passes_trial.cache_clear()
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        assert not module._serves(Kernel.TRITON, torch.device('cuda', 0), torch.bfloat16, head_width)
+    finally:
+        logger.removeHandler(caplog.handler)
+        module._passes_trial.cache_clear()
+    tried = capability == (9, 0) and head_width == 64
+    wanted = (
+        'attention on cuda:0 in bfloat16 does without the Triton kernel, relative positions added inside: no compiler'
+    )
+    assert [record.getMessage() for record in caplog.records] == [wanted] * tried
+
+
+def test_the_trial_is_a_constant_of_a_compiled_graph():
+    def run(x):
+        return x + 1 if module._serves(Kernel.TRITON, x.device, x.dtype, 64) else x - 1
+
+    assert torch.compile(run, backend='eager', fullgraph=True)(torch.zeros(2)).tolist() == [-1, -1]
 
 
 def test_the_choice_is_logged_once(caplog):
