@@ -2,8 +2,8 @@
 
     python tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth
 
-The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``, or with ``--for classifier`` that
-of ``ClassifierViT`` (which also takes SRC itself). Nothing in SRC is executed. Exit code 0 only if every tensor of the
+The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``, with ``--for segmentor`` that of
+``ADDPSegViT`` and with ``--for classifier`` that of ``ClassifierViT`` (which also take SRC itself). Nothing in SRC is executed. Exit code 0 only if every tensor of the
 trunk was found; otherwise 1, and nothing is written.
 """
 
@@ -49,9 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--for',
         dest='target',
-        choices=('backbone', 'classifier'),
+        choices=('backbone', 'segmentor', 'classifier'),
         default='backbone',
-        help='a classifier keeps cls_token, its position and the final norm',
+        help='segmentor (ADDPSegViT) and classifier keep cls_token, its position and the final norm',
     )
     return parser.parse_args(argv)
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         args.format,
         args.img_size or None,
         args.patch_size or None,
-        keep_cls=args.target == 'classifier',
+        keep_cls=args.target != 'backbone',
     )
     print_report(report)
     if report.missing:

@@ -118,8 +118,9 @@ def convert_state_dict(
             source's grid.
         patch_size: The backbone's patch size: patch embeddings are resampled to it (FlexiViT's pseudo-inverse). None
             keeps it.
-        keep_cls: For :class:`pretrain.classification.classifier.ClassifierViT`: ``cls_token``, its entry of
-            ``pos_embed`` and the final ``norm`` (if the source has one) stay.
+        keep_cls: For :class:`addp_backbone.ADDPSegViT` and
+            :class:`pretrain.classification.classifier.ClassifierViT`: ``cls_token``, its entry of ``pos_embed`` and the
+            final ``norm`` (if the source has one) stay.
 
     Returns:
         The weights and what became of every tensor. The source is not changed.

@@ -88,6 +88,7 @@ def attend(
     window_size: int = 0,
     padding: Tensor | None = None,
     rel_pos: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Multi-head attention, ``softmax(q k^T / sqrt(D) + relative positions) v``, without an N x N tensor.
@@ -102,25 +103,35 @@ def attend(
             right; zeros if None.
         rel_pos: Tables (2 * S - 1, D) of row and column offsets: ``q . R_h[row offset] + q . R_w[column offset]`` is
             added to each logit (ViTDet, arXiv 2203.16527; MViTv2, arXiv 2112.01526). Interpolated to the size needed.
+        bias: (h, N, N), added to the logits as it is; neither with windows nor with ``rel_pos``.
         dropout: Probability, in [0, 1), of dropping an attention weight.
 
     Returns:
         (B, N, h, D). With dropout on a CPU the N x N weights are made.
 
     Raises:
-        ValueError: If the grid is needed and missing, or does not have N tokens.
+        ValueError: If the grid is needed and missing, or does not have N tokens, or ``bias`` stands beside windows or
+            ``rel_pos``.
     """
     N, heads, D = q.shape[1:]
     if (window_size or rel_pos is not None) and grid is None:
         raise ValueError('windows and relative positions need the grid: pass grid=(rows, columns)')
     if grid is not None and grid[0] * grid[1] != N:
         raise ValueError(f'grid {grid} has {grid[0] * grid[1]} tokens, but there are {N} queries')
+<<<<<<< HEAD
     region = None if rel_pos is None else (window_size, window_size) if window_size else grid
     kernel = choose_kernel(q.device, q.dtype, D, region, dropout > 0)
+=======
+    if bias is not None and (window_size or rel_pos is not None):
+        raise ValueError('a bias for every pair of tokens excludes windows and decomposed relative positions')
+    kernel = choose_kernel(q.device.type, q.dtype, rel_pos is not None, dropout > 0)
+    if bias is not None and kernel is Kernel.BLOCKS:
+        kernel = Kernel.FUSED  # the blocks know no bias
+>>>>>>> 65a4812 (Add ADDPSegViT, MAE's backbone for UperNet)
     if not torch.compiler.is_compiling():
         _log_once(kernel, q.device.type, q.dtype, rel_pos is not None)
     if grid is None or not (window_size or rel_pos is not None):
-        return _attend_to_all(kernel, q, k, v, None, None, dropout)
+        return _attend_to_all(kernel, q, k, v, None, None, dropout, bias)
     if padding is None:
         padding = q.new_zeros(3, heads, D)
     if kernel is Kernel.RELATIVE_BLOCKS:
@@ -151,6 +162,7 @@ def _attend_to_all(
     grid: tuple[int, int] | None,
     rel_pos: tuple[Tensor, Tensor] | None,
     dropout: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """(B, N, h, D) -> (B, N, h, D): every token attends to all N."""
     if kernel is Kernel.TRITON:
@@ -168,14 +180,16 @@ def _attend_to_all(
         v = F.pad(v, (0, _value_width(kernel, D, q.shape[-1]) - D))
         scale = 1.0
     if kernel is Kernel.EXPLICIT:
-        out = drop((q * scale @ k.transpose(-2, -1)).softmax(-1), dropout) @ v
+        logits = q * scale @ k.transpose(-2, -1)
+        out = drop((logits if bias is None else logits + bias).softmax(-1), dropout) @ v
     elif kernel is Kernel.BLOCKS:
         out = block_attention(q, k, v, scale)
     elif kernel is Kernel.CUDNN:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+        mask = None if bias is None else bias.to(q.dtype)[None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     return out[..., :D].transpose(1, 2)
 
 

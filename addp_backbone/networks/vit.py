@@ -209,15 +209,7 @@ class ADDPViT(BaseModule):
             (layer, number of layers): layer 0 for patch and position embedding and ``tokenizer_norm``, i + 1 for block
             i, depth + 1 for everything else; the number of layers is depth + 2.
         """
-        num_layers = len(self.blocks) + 2
-        name = param_name.removeprefix(prefix)
-        if not param_name.startswith(prefix):
-            return num_layers - 1, num_layers
-        if name.startswith(('patch_embed.', 'pos_embed', 'tokenizer_norm.')):
-            return 0, num_layers
-        if name.startswith('blocks.'):
-            return int(name.split('.')[1]) + 1, num_layers
-        return num_layers - 1, num_layers
+        return layer_depth(param_name, prefix, len(self.blocks))
 
     def _drop_tokenizer_norm(self, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
         """Skips the ``tokenizer_norm`` of a converted ADDP file where this backbone has none, and says so."""
@@ -232,6 +224,19 @@ class ADDPViT(BaseModule):
                 'fine-tuning does)',
                 logger='current',
             )
+
+
+def layer_depth(param_name: str, prefix: str, num_blocks: int) -> tuple[int, int]:
+    """The layer of a plain ViT's parameter and the number of layers, see :meth:`ADDPViT.get_layer_depth`."""
+    num_layers = num_blocks + 2
+    name = param_name.removeprefix(prefix)
+    if not param_name.startswith(prefix):
+        return num_layers - 1, num_layers
+    if name.startswith(('patch_embed.', 'cls_token', 'pos_embed', 'tokenizer_norm.')):
+        return 0, num_layers
+    if name.startswith('blocks.'):
+        return int(name.split('.')[1]) + 1, num_layers
+    return num_layers - 1, num_layers
 
 
 @FUNCTIONS.register_module()
