@@ -118,16 +118,12 @@ def attend(
         raise ValueError('windows and relative positions need the grid: pass grid=(rows, columns)')
     if grid is not None and grid[0] * grid[1] != N:
         raise ValueError(f'grid {grid} has {grid[0] * grid[1]} tokens, but there are {N} queries')
-<<<<<<< HEAD
-    region = None if rel_pos is None else (window_size, window_size) if window_size else grid
-    kernel = choose_kernel(q.device, q.dtype, D, region, dropout > 0)
-=======
     if bias is not None and (window_size or rel_pos is not None):
         raise ValueError('a bias for every pair of tokens excludes windows and decomposed relative positions')
-    kernel = choose_kernel(q.device.type, q.dtype, rel_pos is not None, dropout > 0)
+    region = None if rel_pos is None else (window_size, window_size) if window_size else grid
+    kernel = choose_kernel(q.device, q.dtype, D, region, dropout > 0)
     if bias is not None and kernel is Kernel.BLOCKS:
         kernel = Kernel.FUSED  # the blocks know no bias
->>>>>>> 65a4812 (Add ADDPSegViT, MAE's backbone for UperNet)
     if not torch.compiler.is_compiling():
         _log_once(kernel, q.device.type, q.dtype, rel_pos is not None)
     if grid is None or not (window_size or rel_pos is not None):
