@@ -11,7 +11,7 @@ from addp_backbone.checkpoint import door  # noqa: E402
 
 door.close_unsafe_ways()
 
-from addp_backbone.datasets import coco_dataset  # noqa: E402, F401  (registers the data set)
+from addp_backbone.datasets import coco_dataset, loading  # noqa: E402, F401  (registers data set, transform)
 from addp_backbone.detection import coco_metric, large_scale_jitter  # noqa: E402, F401  (registers metric, transforms)
 from addp_backbone.networks.pyramid import SimpleFeaturePyramid  # noqa: E402
 from addp_backbone.networks.segmentation_vit import ADDPSegViT  # noqa: E402

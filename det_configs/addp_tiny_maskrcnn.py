@@ -49,7 +49,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='SeedAugmentation'),
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(
         type='LargeScaleJitter',
         scale=(image_size, image_size),
@@ -61,7 +61,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=(image_size, image_size), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),

@@ -48,7 +48,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='SeedAugmentation'),
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=resized_to, ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
@@ -56,7 +56,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=resized_to, keep_ratio=True),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),

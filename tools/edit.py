@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from addp_backbone.files.images import write_png
+from addp_backbone.files.images import read_image, write_png
 from pretrain.data.figures import grey_out, to_pil
 from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
 from pretrain.generation.options import add_model_arguments, read_model, read_sampling
@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def read_task(args: argparse.Namespace, model: ADDP) -> tuple[Image.Image, Tensor | float]:
     """The image at the model's size, and its mask or the ratio."""
-    image = Image.open(args.image).convert('RGB')
+    image = read_image(args.image)
     if args.outpaint is not None:
         return shrink(image, args.outpaint, model)
     fitted = fit(image, model.img_size)

@@ -10,6 +10,7 @@ from pathlib import Path
 from addp_backbone.datasets.box_frames import check_frames
 from addp_backbone.datasets.coco_file import CocoFile, Identifier, Record, read_coco
 from addp_backbone.datasets.findings import Findings, Progress, bounded_map
+from addp_backbone.datasets.orientation import TURNED, may_be_labelled_as_stored, turned_hint
 from addp_backbone.files.images import ImageInfo, inspect_image
 
 OUTSIDE_TOLERANCE_PX = 1.0  # boxes rounded outwards are common and harmless
@@ -203,18 +204,10 @@ def _check_images(
                 'image missing' if info.error == 'does not exist' else 'image unreadable', path, label, info.error
             )
         elif (record['width'], record['height']) != (info.width, info.height):
-            findings.error(
-                'image size differs',
-                path,
-                label,
-                f'file {info.width} x {info.height}, JSON {record["width"]} x {record["height"]}{_turned_hint(info)}',
-            )
-
-
-def _turned_hint(info: ImageInfo) -> str:
-    if not info.transposed:
-        return ''
-    return '; its EXIF orientation turns it: boxes and masks must be those of the turned image'
+            sizes = f'file {info.width} x {info.height}, JSON {record["width"]} x {record["height"]}'
+            findings.error('image size differs', path, label, sizes + turned_hint(info))
+        elif may_be_labelled_as_stored(info):
+            findings.warn('EXIF turns the image', path, label, TURNED.format(info.orientation))
 
 
 def _compare_images(splits: list[DetectionSplit], files: dict[str, CocoFile], findings: Findings) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from addp_backbone.datasets.findings import Findings, Progress, bounded_map
+from addp_backbone.datasets.orientation import TURNED, may_be_labelled_as_stored, turned_hint
 from addp_backbone.files.images import IMAGE_ENDINGS, ImageInfo, inspect_image, is_image_name, read_mask
 
 VOID_ZERO, VOID_255 = 'zero', '255'  # ADE20K's convention (classes from 1), and the other (classes from 0)
@@ -198,13 +199,11 @@ def _report_pair(pair: _Pair, findings: Findings) -> None:
             'mask size differs',
             pair.mask,
             f'mask of {pair.image.name}',
-            'mask {} x {}, image {} x {}{}'.format(
-                *pair.mask_size,
-                pair.info.width,
-                pair.info.height,
-                ' (turned by its EXIF orientation)' if pair.info.transposed else '',
-            ),
+            f'mask {pair.mask_size[0]} x {pair.mask_size[1]}, image {pair.info.width} x {pair.info.height}'
+            + turned_hint(pair.info),
         )
+    elif may_be_labelled_as_stored(pair.info):
+        findings.warn('EXIF turns the image', pair.image, '', TURNED.format(pair.info.orientation))
 
 
 def _report_stray_masks(split: SegmentationSplit, stems: set[str], mask_suffix: str, findings: Findings) -> None:

@@ -1,20 +1,43 @@
-"""Image files: which endings count as images, reading and inspecting them, writing PNGs; ImageNet's mean and deviation."""
+"""Image files: which endings count as images, reading and inspecting them, writing PNGs; ImageNet's mean and deviation.
+
+Everything reads images as a viewer shows them (:func:`as_shown`): turned by the EXIF orientation, transparent parts on
+:data:`BACKGROUND`, 16 bits scaled to 8, the first frame of an animation. Checks, training, evaluation, prediction,
+editing and classification therefore see one frame and one set of values.
+"""
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from addp_backbone.files.atomic import replace_file
 
 # torchvision's list (torchvision.datasets.folder.IMG_EXTENSIONS): Pillow and OpenCV both read all of them.
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 ORIENTATION_TAG, TRANSPOSED_ORIENTATIONS = 0x0112, (5, 6, 7, 8)  # EXIF: a viewer shows these turned by 90 degrees
+BACKGROUND = (255, 255, 255)  # RGB behind transparent pixels, whose own colours no viewer shows
+DECODING_ERRORS = (  # what Pillow raises for files that are truncated, damaged, too large, or not images
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+# What OpenCV decodes to the same values as Pillow, and quicker: these formats with three colours or grey of 8 bits.
+_PLAIN_FORMATS, _PLAIN_MODES = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP', 'PPM'), ('RGB', 'L')
+_SIXTEEN_BITS = ('I;16', 'I;16B', 'I;16L', 'I;16N')
 
 # Mean and standard deviation of ImageNet's R, G, B values, for pixels in [0, 1] and in [0, 255].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,19 +50,24 @@ _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """An image file as training will see it.
+    """An image file as everything here reads it.
 
     Attributes:
         width: Columns after the EXIF orientation is applied.
         height: Rows after the EXIF orientation is applied.
-        transposed: Whether the EXIF orientation exchanges the two.
+        orientation: The EXIF orientation, 1 to 8; 1 is as stored.
         error: Why the file cannot be read; None if it can.
     """
 
     width: int = 0
     height: int = 0
-    transposed: bool = False
+    orientation: int = 1
     error: str | None = None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the EXIF orientation exchanges width and height."""
+        return self.orientation in TRANSPOSED_ORIENTATIONS
 
 
 def is_image_name(name: str) -> bool:
@@ -48,19 +76,110 @@ def is_image_name(name: str) -> bool:
 
 
 def inspect_image(path: Path) -> ImageInfo:
-    """Decodes an image completely, so that a truncated file is noticed; never raises."""
+    """Decodes an image completely, so that a truncated file or one with other pixels is noticed; never raises."""
     if not path.is_file():
         return ImageInfo(error='does not exist')
     try:
         with Image.open(path) as image:
-            transposed = image.getexif().get(ORIENTATION_TAG) in TRANSPOSED_ORIENTATIONS
-            image.load()
-            width, height = image.size
+            orientation = _orientation(image)
+            width, height = as_shown(image).size
     except UnidentifiedImageError:
         return ImageInfo(error='is not an image')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
+    except DECODING_ERRORS as error:
         return ImageInfo(error=f'cannot be read: {error}')
-    return ImageInfo(height, width, True) if transposed else ImageInfo(width, height)
+    return ImageInfo(width, height, orientation)
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """An image as a viewer shows it.
+
+    Args:
+        image: As Pillow opens it.
+
+    Returns:
+        RGB with 8 bits a channel, turned by the EXIF orientation; transparent pixels on :data:`BACKGROUND`; of 16 bits
+        the upper 8; of an animation the first frame.
+
+    Raises:
+        OSError: If the file is damaged, or its pixels have 32 bits, whose range no file states.
+    """
+    image.load()
+    image = ImageOps.exif_transpose(image)  # Pillow turns TIFF itself on loading, and then has no orientation left
+    if image.mode in ('I', 'F'):
+        raise OSError(f'has pixels of 32 bits (mode {image.mode}), whose range is not stated; save 8 or 16 bits')
+    if image.mode in _SIXTEEN_BITS:
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
+    if image.has_transparency_data:
+        layer = image.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', layer.size, (*BACKGROUND, 255)), layer).convert('RGB')
+    return image.convert('RGB')
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Reads an image file as a viewer shows it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        RGB with 8 bits a channel (:func:`as_shown`).
+
+    Raises:
+        OSError: If the file is missing, truncated or not an image; damaged files raise others of
+            :data:`DECODING_ERRORS`.
+    """
+    with Image.open(path) as image:
+        return as_shown(image)
+
+
+def read_pixels(path: str | Path) -> NDArray[np.uint8]:
+    """Reads an image file as a viewer shows it, as OpenMMLab's pipelines want it.
+
+    Ordinary files are decoded by OpenCV, as mmcv does; others as by :func:`read_image`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        (H, W, 3), BGR, C-contiguous.
+
+    Raises:
+        OSError: As :func:`read_image`.
+    """
+    content = Path(path).read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        plain = image.format in _PLAIN_FORMATS and image.mode in _PLAIN_MODES and 'transparency' not in image.info
+        if plain and (image.format == 'MPO' or getattr(image, 'n_frames', 1) == 1):
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+            if decoded is not None:
+                return turned(decoded.astype(np.uint8, copy=False), _orientation(image))
+        return np.ascontiguousarray(np.asarray(as_shown(image))[..., ::-1])
+
+
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turns stored pixels as an EXIF orientation says.
+
+    Args:
+        pixels: (H, W) or (H, W, C).
+        orientation: 1 to 8.
+
+    Returns:
+        The pixels as shown, C-contiguous; (W, H, ...) for 5 to 8.
+    """
+    if orientation in TRANSPOSED_ORIENTATIONS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or another value; to be asked before the pixels are loaded."""
+    value = image.getexif().get(ORIENTATION_TAG, 1)
+    return value if value in range(1, 9) else 1
 
 
 def read_mask(path: Path) -> NDArray[np.generic]:
@@ -81,7 +200,7 @@ def read_mask(path: Path) -> NDArray[np.generic]:
         with Image.open(path) as image:
             if image.mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
                 raise ValueError(
-                    f'has colours (mode {image.mode}), wanted one channel of class ids: convert the colours to ids first'
+                    f'has colours (mode {image.mode}), wanted one channel of class ids: convert the colours first'
                 )
             return np.asarray(image)
     except UnidentifiedImageError:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_masks
 
-from addp_backbone.files.images import encode_png
+from addp_backbone.files.images import encode_png, inspect_image
 from addp_backbone.files.run_length import encode_mask
 from addp_backbone.predict.overlays import RGBImage, draw_class_map, draw_instances, draw_probabilities
 
@@ -194,11 +194,10 @@ class ClassRanking:
     @classmethod
     def from_sample(cls, sample: Any, classes: ClassInfo, score_thr: float) -> ClassRanking:
         """Takes a classifier's probabilities; ``score_thr`` has no meaning here."""
-        with Image.open(sample.img_path) as image:
-            width, height = image.size
+        shown = inspect_image(Path(sample.img_path))
         scores = sample.pred_scores.float().cpu().numpy()
         labels = np.argsort(-scores, kind='stable')[:NUM_CLASSES_SHOWN].astype(np.int64)
-        return cls(width, height, labels, scores[labels], classes)
+        return cls(shown.width, shown.height, labels, scores[labels], classes)
 
     def to_json(self) -> dict[str, Any]:
         """Classes with their probabilities, the most probable first."""

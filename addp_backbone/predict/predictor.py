@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mmcv
+import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseTTAModel, revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from PIL import Image
 from torch import nn
 
 from addp_backbone.checkpoint.locate import find_checkpoint
@@ -30,7 +29,7 @@ from addp_backbone.checkpoint.matching import unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.files.atomic import replace_file
-from addp_backbone.files.images import IMAGE_ENDINGS, encode_png, inspect_image, is_image_name
+from addp_backbone.files.images import IMAGE_ENDINGS, encode_png, inspect_image, is_image_name, read_image
 from addp_backbone.predict.predictions import ClassInfo, Prediction, prediction_from_sample
 from addp_backbone.runtime.launch import load_config
 from addp_backbone.runtime.runner import check_weights
@@ -96,8 +95,7 @@ class Predictor:
             raise UnreadableImageError(f'{image}: {info.error}')
         results = dict(img_path=str(image), img_id=0)
         if not self.reads_files:
-            with Image.open(image) as file:
-                results.update(img=file.convert('RGB'), sample_idx=0)
+            results.update(img=read_image(image), sample_idx=0)
         data = pseudo_collate([self.pipeline(results)])
         with torch.inference_mode():
             sample = self.model.test_step(data)[0]
@@ -155,7 +153,7 @@ def _predict_one(predictor: Predictor, path: Path, name: str, out: Path | None) 
     except UnreadableImageError as error:
         return {'file_name': str(path), 'error': str(error)}
     if out is not None:
-        overlay = prediction.draw(mmcv.imread(str(path), channel_order='rgb'))
+        overlay = prediction.draw(np.asarray(read_image(path)))
         for folder, png in {'overlays': encode_png(overlay), **prediction.extra_files()}.items():
             replace_file(out / folder / f'{name}.png', png)
     return {'file_name': str(path), 'name': name, **prediction.to_json()}

@@ -10,7 +10,7 @@ train_pipeline = [
     dict(
         type='SeedAugmentation'
     ),  # the draws below follow from seed and stream position, so that a resumed run repeats them
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     # ViTDet: flip, scale, crop; boxes are made anew from the cropped masks; the preprocessor pads to 1024. An image
     # that lost all its objects stays, as a negative
     dict(
@@ -24,7 +24,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=(1024, 1024), keep_ratio=True),  # ViTDet: longer side 1024
     dict(type='LoadAnnotations', with_bbox=True),  # for the pictures only; the metric reads ann_file
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),

@@ -8,13 +8,10 @@ A training config says ``dataset=dict(type='ImageFolderDataset', data_root=..., 
 from __future__ import annotations
 
 import logging
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
@@ -24,20 +21,9 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import Dataset
 
+from addp_backbone.files.images import DECODING_ERRORS, read_image
 from addp_backbone.runtime.config_checks import LaunchError
 from pretrain.data.image_list import PathTable, check_same_classes, find_images
-
-# What PIL raises for files that are truncated, damaged, too large, or not images.
-DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @DATASETS.register_module()
@@ -136,19 +122,6 @@ class ImageFolderDataset(Dataset):
                     'repair or remove them, or raise train_dataloader.dataset.max_unreadable'
                 ) from error
             return None
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Decodes an image file as RGB with 8 bits per channel; 16-bit greyscale is scaled down (PIL alone would saturate).
-
-    Raises:
-        OSError: If the file is missing, truncated or not an image; damaged files raise others of
-            :data:`DECODING_ERRORS`.
-    """
-    with Image.open(path) as image:
-        if image.mode.startswith('I;16'):
-            return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert('RGB')
-        return image.convert('RGB')
 
 
 @HOOKS.register_module()

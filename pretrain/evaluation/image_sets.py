@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name
+from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name, read_image
 from pretrain.data.figures import FIGURE_FILES
 
 NUM_IMAGES = 50_000
@@ -99,8 +99,7 @@ class ImageSetDataset(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         try:
-            with Image.open(self.files[index]) as image:
-                return pil_to_tensor(image.convert('RGB'))
+            return pil_to_tensor(read_image(self.files[index]))
         except OSError as error:
             raise ValueError(f'{self.files[index]} cannot be read, make it again: {error}') from error
 

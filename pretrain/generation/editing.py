@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,7 +75,7 @@ def tokens_of_mask(mask: Image.Image, image_size: tuple[int, int], model: ADDP, 
     """Returns the tokens that a mask image touches.
 
     Args:
-        mask: Greyscale image of the original image's size; white (128 and up) = sample anew.
+        mask: Image of the original image's size, read by :func:`mask_as_grey`; white (128 and up) = sample anew.
         image_size: (width, height) of the original image, in pixels.
         model: The model, for its size and grid.
         invert: Whether black means "sample anew" instead.
@@ -85,14 +86,40 @@ def tokens_of_mask(mask: Image.Image, image_size: tuple[int, int], model: ADDP, 
     Raises:
         ValueError: If the sizes differ.
     """
+    mask = ImageOps.exif_transpose(mask)
     if mask.size != image_size:
         raise ValueError(
             f'the mask is {mask.width} x {mask.height} pixels, the image {image_size[0]} x {image_size[1]}: '
             'they must be the same'
         )
-    fitted = fit(mask.convert('L'), model.img_size, Image.Resampling.BOX)
+    fitted = fit(mask_as_grey(mask), model.img_size, Image.Resampling.BOX)
     redrawn = (to_tensor([fitted.convert('RGB')])[:, :1] * _WHITE >= _HALF) != invert  # (1, 1, S, S)
     return F.max_pool2d(redrawn.float(), model.patch_size).flatten().bool()
+
+
+def mask_as_grey(mask: Image.Image) -> Image.Image:
+    """Reads a mask image in the ways in which editors write them.
+
+    Without transparency it is the brightness that counts. With transparency it is what is painted: opaque pixels are
+    white, whatever their colour; but if nothing but black is opaque, the transparent hole in it is white (as OpenAI's
+    image editing has it).
+
+    Args:
+        mask: As Pillow opens it.
+
+    Returns:
+        Greyscale with 8 bits.
+    """
+    if mask.mode.startswith('I;16'):
+        return Image.fromarray((np.asarray(mask).astype(np.uint16) >> 8).astype(np.uint8))
+    if not mask.has_transparency_data:
+        return mask.convert('L')
+    pixels = np.asarray(mask.convert('RGBA'))
+    opaque = pixels[..., 3] >= _HALF
+    if opaque.all():
+        return mask.convert('RGB').convert('L')
+    hole = not (pixels[opaque][:, :3] >= _HALF).any()
+    return Image.fromarray(np.where(opaque != hole, _WHITE, 0).astype(np.uint8))
 
 
 def shrink(image: Image.Image, border_px: int, model: ADDP) -> tuple[Image.Image, Tensor]:

@@ -10,7 +10,7 @@ train_pipeline = [
     dict(
         type='SeedAugmentation'
     ),  # the draws below follow from seed and stream position, so that a resumed run repeats them
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='LoadAnnotations'),  # the data set says that 0 = void, not scored
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
@@ -19,13 +19,13 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='LoadAnnotations'),  # after Resize: scored at the image's own size
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [  # six sizes, each with its mirror image (BEiT)
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(
         type='TestTimeAug',
         transforms=[

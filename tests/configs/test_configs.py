@@ -311,7 +311,7 @@ def test_images_without_objects_after_the_crop_stay_in_the_batch() -> None:
     pipeline = _load('det_configs/addp_base_maskrcnn.py').train_pipeline
     assert [step.type for step in pipeline] == [
         'SeedAugmentation',
-        'LoadImageFromFile',
+        'LoadImage',
         'LargeScaleJitter',
         'PackDetInputs',
     ]

@@ -234,7 +234,7 @@ def test_a_sample_goes_to_another_process_with_its_objects_pixels_only() -> None
 
 def test_the_recipes_training_pipeline_is_mmdets_lsj() -> None:
     config = Config.fromfile(Path(__file__).resolve().parents[3] / 'det_configs' / '_base_' / 'coco_lsj.py')
-    steps = [step for step in config.train_pipeline if step.type != 'LoadImageFromFile']
+    steps = [step for step in config.train_pipeline if step.type != 'LoadImage']
     ours, stock = Compose(steps), stock_pipeline((1024, 1024))
     for seed in (1, 2):
         sample = dict(random_sample(seed), sample_idx=SampleIndex(0, seed))

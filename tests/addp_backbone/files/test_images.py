@@ -1,4 +1,4 @@
-"""One list of image endings, one PNG writer, one run-length coder, one pair of ImageNet constants for the whole project."""
+"""One list of image endings, one PNG writer, one run-length coder, one pair of ImageNet constants."""
 
 from __future__ import annotations
 

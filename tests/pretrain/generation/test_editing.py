@@ -14,7 +14,15 @@ from PIL import Image
 from tiny_addp import IMG_SIZE, NUM_TOKENS
 
 from pretrain.data.figures import to_tensor
-from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
+from pretrain.generation.editing import (
+    edit,
+    edit_figure,
+    fit,
+    mask_as_grey,
+    mask_of_boxes,
+    shrink,
+    tokens_of_mask,
+)
 from pretrain.generation.sampling import Sampling, image_generator
 from pretrain.generation.trajectory import trajectory
 
@@ -196,3 +204,21 @@ def test_the_tool_says_that_a_mask_covers_nothing(files, image, tmp_path, capsys
         == 0
     )
     assert 'the mask covers no pixel' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', ['grey', 'one bit', '16 bits', 'opaque', 'white on transparent', 'red brush', 'hole'])
+def test_a_mask_is_read_in_the_ways_in_which_editors_write_it(kind):
+    painted = np.zeros((6, 8), bool)
+    painted[2:4, 3:7] = True
+    value = np.where(painted, 255, 0).astype(np.uint8)
+    white, black = np.full((6, 8), 255, np.uint8), np.zeros((6, 8), np.uint8)
+    mask = {
+        'grey': lambda: Image.fromarray(value),
+        'one bit': lambda: Image.fromarray(painted),
+        '16 bits': lambda: Image.fromarray(value.astype(np.uint16) * 257),
+        'opaque': lambda: Image.fromarray(np.dstack([value, value, value, white])),
+        'white on transparent': lambda: Image.fromarray(np.dstack([white, white, white, value])),
+        'red brush': lambda: Image.fromarray(np.dstack([value, black, black, value])),
+        'hole': lambda: Image.fromarray(np.dstack([black, black, black, 255 - value])),  # OpenAI's convention
+    }[kind]()
+    assert np.array_equal(np.asarray(mask_as_grey(mask)) >= 128, painted)
