@@ -252,7 +252,8 @@ def _passes_trial(
         attend, reference = (functools.partial(_try, choice) for choice in (kernel, Kernel.FUSED))
         if fault := find_fault(attend, reference, trial_grid, head_width, device, dtype):
             message = f'attention on {device} in {str(dtype)[6:]} does without the {kernel.value}: {fault}'
-            print_log(message, logger='current', level=logging.WARNING)
+            level = logging.WARNING if kernel is Kernel.TRITON else logging.DEBUG  # cuDNN's trials are one a grid
+            print_log(message, logger='current', level=level)
             return False
     return True
 
