@@ -1,6 +1,7 @@
 """Looks at the environment: versions, devices, mmcv's ops, and a line that mends each known bad combination.
 
-Run:  python tools/doctor.py     # exit code 0 if all is well, 1 otherwise
+Run:  python tools/doctor.py                           # exit code 0 if all is well, 1 otherwise
+      python tools/doctor.py checkpoint FILE|WORK_DIR  # whether each checkpoint is whole, and which one --resume takes
 """
 
 from __future__ import annotations
@@ -30,11 +31,19 @@ command_line = load_by_path('command_line', 'tools')
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    return command_line.make_parser(__doc__).parse_args(argv)
+    parser = command_line.make_parser(__doc__)
+    subjects = parser.add_subparsers(dest='subject', metavar='checkpoint')
+    checkpoint = subjects.add_parser('checkpoint', help='look at checkpoints instead of the environment')
+    checkpoint.add_argument('path', type=Path, metavar='FILE|DIR', help='a checkpoint, or a folder with checkpoints')
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
     """Looks, prints, and returns 1 if there are problems."""
+    if args.subject == 'checkpoint':
+        lines, num_damaged = load_by_path('integrity', 'addp_backbone/checkpoint').report(args.path)
+        print('\n'.join(lines))
+        return command_line.FAILED if num_damaged else command_line.OK
     doctor = load_by_path('doctor')
     facts = load_by_path('environment').collect_facts(ROOT)
     print('\n'.join(doctor.describe(facts)))

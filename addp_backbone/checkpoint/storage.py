@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import pickle
-import tempfile
+import struct
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +17,49 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from numpy._core import multiarray, numeric  # type: ignore[import-not-found, unused-ignore]  # what pickled arrays name
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from addp_backbone.checkpoint.errors import CheckpointError, refuse_remote
+from addp_backbone.checkpoint.integrity import (
+    OversizeError,
+    sign_archive,
+    sign_safetensors,
+    unsigned_metadata,
+    verify,
+)
 from addp_backbone.checkpoint.matching import match_tensors, unwrap_state_dict
+from addp_backbone.checkpoint.survey import PythonUnpickler, survey
+from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
 
 CONVERT_COMMAND = 'python tools/convert_checkpoint.py SRC DST'
+DOCTOR_COMMAND = 'python tools/doctor.py checkpoint FILE|DIR'
+# What the readers raise for files that are no checkpoints, or not whole.
+_READING_ERRORS = (
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    zipfile.BadZipFile,
+    struct.error,
+    zlib.error,
+)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU without executing code from it.
+    """Reads a checkpoint onto the CPU without executing code from it, once it has proved to be whole.
 
     ``.safetensors`` by safetensors; ``.pkl`` (detectron2) by an unpickler that admits numpy arrays and nothing else;
     anything else by ``torch.load(weights_only=True)``, with ``argparse.Namespace`` and what mmengine's own checkpoints
-    hold (log buffers, numpy scalars) allowed on top of torch's list.
+    hold (log buffers, numpy scalars) allowed on top of torch's list. Before that the file's digest is verified (or its
+    archive's checksums, see :mod:`addp_backbone.checkpoint.integrity`), and the sizes it declares are compared with the
+    file's and with the free memory.
 
     Args:
         path: A local file.
@@ -38,69 +68,73 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         What the file holds, a dict: either a state dict or a training checkpoint with the state dict under a key.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, no dict, or needs more than the types above.
+        CheckpointError: If the file is missing, damaged, no dict, does not fit into memory, or needs more than the
+            types above.
     """
     refuse_remote(path)
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path} does not exist; a backbone file is made by `{CONVERT_COMMAND}`')
     try:
-        if path.suffix == '.safetensors':
-            checkpoint: Any = load_file(path)
-        elif path.suffix == '.pkl':
-            with path.open('rb') as file:
-                checkpoint = _NumpyUnpickler(file).load()
-        else:
-            with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
-                checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = _read_verified(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f'checkpoint {path} is refused: reading it would execute code or make objects that no weights need: '
             f'{_first_line(error)}. Ask its author for a safetensors file, or save its state dict alone'
         ) from error
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except OversizeError as error:
+        raise CheckpointError(f'checkpoint {path} is refused: {_first_line(error)}') from error
+    except MemoryError as error:
+        raise CheckpointError(
+            f'checkpoint {path} ({path.stat().st_size} bytes) does not fit into the memory of this machine'
+        ) from error
+    except _READING_ERRORS as error:
         raise CheckpointError(
             f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read, it is truncated or no checkpoint: '
-            f'{_first_line(error)}. Download or copy it again'
+            f'{_first_line(error)}. Download or copy it again; which files are whole tells `{DOCTOR_COMMAND}`'
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, wanted a dict of tensors')
     return checkpoint
 
 
+def _read_verified(path: Path) -> Any:
+    verdict = verify(path)
+    if not verdict:
+        raise EOFError(verdict.reason)
+    if path.suffix == '.safetensors':
+        return load_file(path)
+    survey(path)
+    if path.suffix == '.pkl':
+        with path.open('rb') as file:
+            return _NumpyUnpickler(file).load()
+    with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
 def write_atomically(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes a state dict so that ``path`` either holds all of it or is what it was before.
+    """Writes a state dict with its digest, so that ``path`` either holds all of it or is what it was before.
 
     Args:
         state_dict: Names and tensors.
         path: ``.safetensors`` or a torch file by its ending.
+
+    Raises:
+        CheckpointError: If the file cannot be written (disk full, folder read-only).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state_dict.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
-    os.close(handle)
+    if path.suffix == '.safetensors':
+        content = sign_safetensors(save(tensors, unsigned_metadata()))
+    else:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        content = sign_archive(buffer.getvalue())
     try:
-        if path.suffix == '.safetensors':
-            save_file(tensors, temporary)
-        else:
-            torch.save(tensors, temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        replace_file(path, content)
+        remove_abandoned_parts(path.parent)
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be written: {error}; what was there before is unchanged') from error
 
 
 def load_pretrained(
@@ -155,7 +189,7 @@ def load_pretrained(
     )
 
 
-class _NumpyUnpickler(pickle.Unpickler):
+class _NumpyUnpickler(PythonUnpickler):
     """Admits numpy arrays and nothing else (detectron2's model files)."""
 
     ALLOWED: dict[tuple[str, str], Any] = {

@@ -4,26 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import socket
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
+_ABANDONED_S = 7 * 24 * 3600.0  # of another host, whose processes cannot be seen
+_PART = re.compile(r'\..+\.(?P<pid>[0-9]+)\.part')
 
 
-def replace_file(path: str | Path, content: bytes | str) -> None:
-    """Writes a file beside its place and moves it there; folders are made.
+def replace_file(path: str | Path, content: bytes | str | Sequence[bytes | memoryview]) -> None:
+    """Writes a file beside the one it replaces and renames it; folders are made.
 
     Args:
-        path: Where the file shall be.
-        content: All of it; text is encoded as UTF-8.
+        path: The file.
+        content: All of it, or all of it in pieces; text is encoded as UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    temporary = path.with_name(f'.{path.name}.{_host()}.{os.getpid()}.part')
     try:
-        temporary.write_bytes(content.encode('utf-8') if isinstance(content, str) else content)
+        if isinstance(content, str):
+            content = content.encode('utf-8')
+        with temporary.open('wb') as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned_parts(folder: str | Path) -> list[str]:
+    """Removes what killed processes left half written by :func:`replace_file`.
+
+    A file of a process of this host goes when that process is gone. Of another host (a shared file system) nobody here
+    can tell; its files go after a week.
+
+    Args:
+        folder: Looked through without its sub-folders.
+
+    Returns:
+        Names of the removed files.
+    """
+    removed = []
+    for part in sorted(Path(folder).glob('.*.part')):
+        found = _PART.fullmatch(part.name)
+        if found is None:
+            continue
+        here = part.name.endswith(f'.{_host()}.{found["pid"]}.part')
+        try:
+            if _is_running(int(found['pid'])) if here else time.time() - part.stat().st_mtime < _ABANDONED_S:
+                continue
+            part.unlink()
+        except OSError:  # removed by another process meanwhile, or not ours to remove
+            continue
+        removed.append(part.name)
+    return removed
 
 
 def sha256_of(path: str | Path) -> str:
@@ -33,3 +70,17 @@ def sha256_of(path: str | Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _host() -> str:
+    return re.sub(r'[^\w-]+', '-', socket.gethostname())
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # of another user, or no process id at all
+        return True
+    return True

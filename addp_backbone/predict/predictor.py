@@ -28,7 +28,7 @@ from addp_backbone.checkpoint.locate import find_checkpoint
 from addp_backbone.checkpoint.matching import unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
 from addp_backbone.datasets.palette import class_palette
-from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
 from addp_backbone.files.images import IMAGE_ENDINGS, encode_png, inspect_image, is_image_name, read_image
 from addp_backbone.predict.predictions import ClassInfo, Prediction, prediction_from_sample
 from addp_backbone.runtime.launch import load_config
@@ -133,6 +133,8 @@ def predict_images(
     names = find_images([images] if isinstance(images, (str, Path)) else images)
     predictor = Predictor(config, checkpoint, score_thr, device)
     paths = progress(names, len(names)) if progress else names
+    for folder in ('', 'overlays', 'label_maps') if out is not None else ():
+        remove_abandoned_parts(Path(out or '') / folder)
     records = [_predict_one(predictor, path, names[path], None if out is None else Path(out)) for path in paths]
     if out is not None:
         summary = {

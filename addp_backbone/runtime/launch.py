@@ -24,7 +24,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.logging import print_log
 
-from addp_backbone.checkpoint.locate import find_checkpoint, find_latest_checkpoint
+from addp_backbone.checkpoint.locate import find_checkpoint, find_resumable_checkpoint
 from addp_backbone.files.config_text import LiteralConfig
 from addp_backbone.runtime.config_checks import LaunchError, check_option_names, closest
 from addp_backbone.runtime.optim_wrappers import avoid_cuda_amp
@@ -225,23 +225,23 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
     Args:
         cfg: Changed in place.
-        resume: None (the option is absent), 'auto' (no value: the latest checkpoint in the work dir, a fresh start if
-            there is none), or a checkpoint or the work dir of another run.
+        resume: None (the option is absent), 'auto' (no value: the newest checkpoint in the work dir that verifies, a
+            fresh start if there is none), or a checkpoint or the work dir of another run.
 
     Raises:
         LaunchError: If the checkpoint does not exist.
-        CheckpointError: If the work dir holds none.
+        CheckpointError: If there are checkpoints, but none is whole.
     """
     if resume is None:
         return
     if resume == 'auto':
-        latest = find_latest_checkpoint(cfg.work_dir)
+        latest = find_resumable_checkpoint(cfg.work_dir)
     else:
         if not Path(resume).exists():
             raise LaunchError(
                 f'--resume {resume}: no such checkpoint; --resume without a value takes the latest in {cfg.work_dir}'
             )
-        latest = find_checkpoint(resume, '--resume')
+        latest = find_resumable_checkpoint(resume) if Path(resume).is_dir() else find_checkpoint(resume, '--resume')
     if latest is None:
         print_log(f'--resume: no checkpoint in {cfg.work_dir} yet, starting from the beginning', logger='current')
         return

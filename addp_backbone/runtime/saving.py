@@ -14,8 +14,10 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.integrity import sign_archive
 from addp_backbone.checkpoint.locate import find_latest_checkpoint
-from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
 
 ATOMIC_BACKEND = 'atomic_local'
 
@@ -26,11 +28,21 @@ class BadLossError(RuntimeError):
 
 @register_backend(ATOMIC_BACKEND, force=True)
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's backend for local files, but a file that it writes is whole or not there."""
+    """mmengine's backend for local files, but a file that it writes is whole or not there, and a checkpoint is signed."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes ``obj`` beside ``filepath`` and moves it there."""
-        replace_file(filepath, obj)
+        """Writes ``obj``, a checkpoint with its digest, beside ``filepath`` and renames it.
+
+        Raises:
+            CheckpointError: If it cannot be written (disk full, folder read-only); the files before are whole.
+        """
+        try:
+            replace_file(filepath, sign_archive(bytes(obj)))
+        except OSError as error:
+            raise CheckpointError(
+                f'{filepath} cannot be written: {error}. Free space or mend the folder and go on with --resume; the '
+                'checkpoints written before are whole'
+            ) from error
 
 
 @HOOKS.register_module()
@@ -46,6 +58,8 @@ class SafeCheckpointHook(CheckpointHook):
         # mmengine makes FileClients that nobody uses, and warns that FileClient is deprecated.
         runner.logger.addFilter(_is_not_about_file_client)
         super().before_train(runner)
+        if is_main_process():
+            remove_abandoned_parts(runner.work_dir)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = None

@@ -73,7 +73,7 @@ def test_the_state_dict_is_found_at_any_depth_and_what_lies_beside_it_is_kept() 
 def test_a_work_dir_stands_for_its_latest_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r'CKPT .*holds no checkpoint iter_.*; train first'):
         find_checkpoint(tmp_path, 'CKPT', 'train first')
-    (tmp_path / 'epoch_1.pth').touch()
+    torch.save(WANTED, tmp_path / 'epoch_1.pth')
     assert find_checkpoint(tmp_path) == find_checkpoint(tmp_path / 'epoch_1.pth') == tmp_path / 'epoch_1.pth'
     with pytest.raises(CheckpointError, match=r'CKPT .*nix\.pth does not exist; train first'):
         find_checkpoint(tmp_path / 'nix.pth', 'CKPT', 'train first')
