@@ -50,7 +50,12 @@ class Kernel(Enum):
 
 
 def choose_kernel(
-    device: torch.device, dtype: torch.dtype, head_width: int, grid: tuple[int, int] | None, dropout: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    head_width: int,
+    grid: tuple[int, int] | None,
+    dropout: bool,
+    biased: bool = False,
 ) -> Kernel:
     """Decides which kernel serves.
 
@@ -60,6 +65,7 @@ def choose_kernel(
         head_width: Channels of a head.
         grid: (rows, columns) of the tokens that see each other if there are relative positions, else None.
         dropout: Whether attention weights are dropped in this pass.
+        biased: Whether there is a bias for every pair of tokens.
 
     Returns:
         The kernel. ``RELATIVE_BLOCKS`` and ``TRITON`` add relative positions inside; the others need them as columns.
@@ -76,7 +82,7 @@ def choose_kernel(
         return Kernel.EXPLICIT
     if relative:
         return Kernel.RELATIVE_BLOCKS
-    return Kernel.BLOCKS if dtype.itemsize == 2 else Kernel.FUSED
+    return Kernel.BLOCKS if dtype.itemsize == 2 and not biased else Kernel.FUSED
 
 
 def attend(
@@ -121,9 +127,7 @@ def attend(
     if bias is not None and (window_size or rel_pos is not None):
         raise ValueError('a bias for every pair of tokens excludes windows and decomposed relative positions')
     region = None if rel_pos is None else (window_size, window_size) if window_size else grid
-    kernel = choose_kernel(q.device, q.dtype, D, region, dropout > 0)
-    if bias is not None and kernel is Kernel.BLOCKS:
-        kernel = Kernel.FUSED  # the blocks know no bias
+    kernel = choose_kernel(q.device, q.dtype, D, region, dropout > 0, bias is not None)
     if not torch.compiler.is_compiling():
         _log_once(kernel, q.device.type, q.dtype, rel_pos is not None)
     if grid is None or not (window_size or rel_pos is not None):

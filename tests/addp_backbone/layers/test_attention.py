@@ -106,6 +106,10 @@ def test_device_precision_and_task_decide_which_kernel_serves(device, dtype, rel
     assert choose_kernel(torch.device(device), dtype, 64, (14, 14) if relative else None, dropout) is kernel
 
 
+def test_a_bias_for_every_pair_is_left_to_torchs_attention_in_16_bits_too():
+    assert choose_kernel(torch.device('cpu'), torch.bfloat16, 64, None, dropout=False, biased=True) is Kernel.FUSED
+
+
 @pytest.mark.parametrize('serving', [[Kernel.TRITON, Kernel.CUDNN], [Kernel.CUDNN], []])
 def test_cuda_with_relative_positions_has_the_first_kernel_that_passes_its_trial(serving, monkeypatch):
     monkeypatch.setattr(module, '_serves', lambda kernel, *_: kernel in serving)
