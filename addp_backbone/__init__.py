@@ -13,10 +13,12 @@ door.close_unsafe_ways()
 
 from addp_backbone.datasets import coco_dataset, loading  # noqa: E402, F401  (registers data set, transform)
 from addp_backbone.detection import coco_metric, large_scale_jitter  # noqa: E402, F401  (registers metric, transforms)
+from addp_backbone.networks import fit  # noqa: E402, F401  (registers FitToBackbone)
 from addp_backbone.networks.pyramid import SimpleFeaturePyramid  # noqa: E402
 from addp_backbone.networks.segmentation_vit import ADDPSegViT  # noqa: E402
+from addp_backbone.networks.timm_vit import TimmViT  # noqa: E402
 from addp_backbone.networks.vit import ADDPViT  # noqa: E402
 from addp_backbone.runtime import class_check, optim_wrappers, saving, seeding  # noqa: E402, F401  (registers hooks, transforms and wrappers; mmcv's ops must be in place first)
 from addp_backbone.runtime.layer_decay import ViTLayerDecayConstructor  # noqa: E402
 
-__all__ = ['ADDPSegViT', 'ADDPViT', 'SimpleFeaturePyramid', 'ViTLayerDecayConstructor']
+__all__ = ['ADDPSegViT', 'ADDPViT', 'SimpleFeaturePyramid', 'TimmViT', 'ViTLayerDecayConstructor']

@@ -40,6 +40,12 @@ HEAD = 'classification head'
 DETECTION_HEADS = 'detection heads and preprocessing, not part of backbone and pyramid'
 FROZEN = 'frozen network of pre-training'
 
+TO_TIMM_VIT = (
+    'Use it with the backbone TimmViT, which computes every plain ViT of timm as published and reads the file as it is: '
+    'det_configs/timm_maskrcnn.py, seg_configs/timm_upernet.py with --cfg-options model.backbone.model=NAME '
+    'model.backbone.init_cfg.checkpoint=FILE (python tools/list_backbones.py lists the names)'
+)
+
 # What a file of each format holds besides the trunk: (pattern of the whole name, reason it is dropped).
 _COMMON_DROPS = ((r'cls_token|reg_token|dist_token', NO_CLS), (r'norm\..+', NO_FINAL_NORM))
 _DROPS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -60,12 +66,14 @@ _DROPS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 # What a plain ViT backbone has no place for: dropping it would change what the network computes.
 _REFUSED = (
-    (r'blocks\.\d+\.(ls\d|gamma_\d)(\..+)?', 'LayerScale'),
     (r'blocks\.\d+\.attn\.(q_norm|k_norm)\..+', 'query and key normalisation'),
     (r'blocks\.\d+\.(attn|mlp)\.(norm|scale_norm)\..+', 'a norm within attention or MLP'),
     (r'norm_pre\..+', 'a norm in front of the blocks'),
     (r'(.+\.)?(rope|rotary)[._].+', 'rotary positions'),
+    (r'reg_token', 'register tokens'),
+    (r'attn_pool\..+', "SigLIP's attention pooling, and so perhaps an activation that no tensor tells"),
 )
+_LAYER_SCALE = re.compile(r'(?P<block>blocks\.\d+)\.(?:ls(?P<number>[12])\.gamma|gamma_(?P<number_>[12]))')
 _TRUNK = re.compile(
     r'patch_embed\.proj\.(weight|bias)|pos_embed|tokenizer_norm\.(weight|bias)'
     r'|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.attn\.rel_pos_[hw]'
@@ -132,12 +140,13 @@ def convert_state_dict(
     tensors = {name: _as_tensor(name, value) for name, value in unwrap_state_dict(state_dict).items()}
     tensors, format = _to_plain_names(tensors, format)
     report = ConversionReport({}, format)
+    _fold_layer_scale(tensors, report)
     for name in tensors:
         refused = next((what for pattern, what in _REFUSED if re.fullmatch(pattern, name)), None)
         if refused:
             raise CheckpointError(
                 f'{name}: the checkpoint has {refused}, which ADDPViT has no place for; leaving it out would '
-                'change the features, so this checkpoint cannot be used'
+                f'change the features. {TO_TIMM_VIT}'
             )
     unexplained = []
     for name, tensor in tensors.items():
@@ -180,6 +189,26 @@ _MAGE_NAMES = {
 }
 
 
+def _fold_layer_scale(tensors: dict[str, Tensor], report: ConversionReport) -> None:
+    """Multiplies LayerScale into the layer in front of it, which computes the same; in place.
+
+    ``gamma * (W x + b) = (gamma W) x + gamma b``, for the projection of attention and the second layer of the MLP.
+    """
+    scales = {name: found for name in tensors if (found := _LAYER_SCALE.fullmatch(name))}
+    for name, found in scales.items():
+        layer = f'{found["block"]}.{"attn.proj" if "1" in (found["number"], found["number_"]) else "mlp.fc2"}'
+        gamma = tensors.pop(name).float()
+        for part in ('weight', 'bias'):
+            value = tensors.get(f'{layer}.{part}')
+            if value is None or len(value) != len(gamma):
+                raise CheckpointError(f'{name}: {layer}.{part}, which it scales, is missing or of another width')
+            scaled = value.float() * gamma.reshape(-1, *[1] * (value.ndim - 1))
+            tensors[f'{layer}.{part}'] = scaled.to(value.dtype)
+        report.dropped[name] = f'LayerScale, folded into {layer} (computes the same)'
+    if scales:
+        report.notes.append(f'{len(scales)} LayerScale vectors folded into attn.proj and mlp.fc2')
+
+
 def _as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
@@ -196,7 +225,7 @@ def _to_plain_names(tensors: dict[str, Tensor], format: str) -> tuple[dict[str, 
     if not prefixes:
         raise CheckpointError(
             f'no ViT found: no tensor is called {anchor} (with or without a prefix); the first names are '
-            f'{list(tensors)[:5]}'
+            f'{list(tensors)[:5]}. The backbone TimmViT reads files of transformers, OpenCLIP and Meta too'
         )
     prefix = min(prefixes, key=len)
     wrapper = re.sub(r'(encoder|net)\.$', '', prefix)

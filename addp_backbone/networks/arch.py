@@ -50,6 +50,20 @@ class Arch:
         first, second, third = (max(1, round(self.depth * part)) - 1 for part in (1 / 3, 1 / 2, 2 / 3))
         return first, second, third, self.depth - 1
 
+    @property
+    def vitdet_drop_path_rate(self) -> float:
+        """Stochastic depth as ViTDet has it for B, L and H: 0.1 up to 12 blocks, 0.4 up to 24, 0.5 beyond."""
+        return 0.1 if self.depth <= 12 else 0.4 if self.depth <= 24 else 0.5
+
+
+def vitdet_decay_rate(depth: int) -> float:
+    """Layer-wise learning-rate decay as ViTDet has it for B, L and H: 0.7 up to 12 blocks, 0.8 up to 24, 0.9 beyond.
+
+    Args:
+        depth: Number of blocks.
+    """
+    return 0.7 if depth <= 12 else 0.8 if depth <= 24 else 0.9
+
 
 PRESETS: dict[str, Arch] = {
     'tiny': Arch(width=192, depth=4, num_heads=3),  # ours: for tests, debugging and laptops

@@ -15,6 +15,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from addp_backbone.networks.arch import vitdet_decay_rate
+
 BACKBONE = 'backbone'
 # ChannelLN is a LayerNorm; _NormBase are batch, instance and synchronised norms.
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
@@ -53,7 +55,8 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg: mmengine's optimizer wrapper config; its ``optimizer`` needs ``lr``.
-        paramwise_cfg: ``decay_rate`` in (0, 1], 1 giving every layer the same rate, and ``no_weight_decay``, the
+        paramwise_cfg: ``decay_rate`` in (0, 1], 1 giving every layer the same rate, or 'vitdet' (by the backbone's depth,
+            :func:`vitdet_decay_rate`), and ``no_weight_decay``, the
             parameters without weight decay: 'norm_and_pos_embed' (default; ViTDet's, where biases do decay), '1d'
             (MAE's for UperNet) or '1d_and_embeddings' (MAE's for classification: also position embedding and cls
             token).
@@ -70,15 +73,16 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 'paramwise_cfg needs decay_rate and may have no_weight_decay, nothing else; '
                 f'got {sorted(paramwise_cfg or {})}'
             )
-        if not 0 < options['decay_rate'] <= 1:
-            raise ValueError(f'decay_rate must be in (0, 1], got {options["decay_rate"]}')
+        rate = options['decay_rate']
+        if rate != 'vitdet' and not (isinstance(rate, int | float) and 0 < rate <= 1):
+            raise ValueError(f"decay_rate must be in (0, 1] or 'vitdet', got {rate!r}")
         if options['no_weight_decay'] not in NO_WEIGHT_DECAY:
             raise ValueError(
                 f'no_weight_decay must be one of {sorted(NO_WEIGHT_DECAY)}, got {options["no_weight_decay"]!r}'
             )
         if self.base_lr is None:
             raise ValueError(f'layer-wise decay needs lr in the optimizer, got {self.optimizer_cfg}')
-        self.decay_rate = options['decay_rate']
+        self.decay_rate = rate
         self.has_no_weight_decay = NO_WEIGHT_DECAY[options['no_weight_decay']]
 
     def add_params(
@@ -92,7 +96,8 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
         Args:
             params: List that the groups are appended to.
-            module: The whole model (not wrapped for data parallelism) with a ``backbone`` that has ``get_layer_depth``.
+            module: The whole model (not wrapped for data parallelism) with a ``backbone`` that has ``get_layer_depth``,
+                and may have ``no_weight_decay``: names of its parameters that never decay.
             prefix: Unused; the base class recurses with it.
             is_dcn_module: Unused, likewise.
 
@@ -108,23 +113,27 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
             )
         modules = dict(module.named_modules())
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        num_frozen = 0
+        exempt: frozenset[str] = getattr(backbone, 'no_weight_decay', frozenset)()
+        num_frozen, decay_rate = 0, self.decay_rate
         for name, param in module.named_parameters():
             if not param.requires_grad:
                 num_frozen += 1
                 continue
             clean_name = _without_wrappers(name)
             layer, num_layers = backbone.get_layer_depth(clean_name, f'{BACKBONE}.')
-            decays = not self.has_no_weight_decay(modules[name.rpartition('.')[0]], clean_name, param)
+            if decay_rate == 'vitdet':
+                decay_rate = vitdet_decay_rate(num_layers - 2)
+            decays = clean_name.removeprefix(f'{BACKBONE}.') not in exempt
+            decays &= not self.has_no_weight_decay(modules[name.rpartition('.')[0]], clean_name, param)
             if (layer, decays) not in groups:
-                groups[layer, decays] = dict(params=[], lr=self.base_lr * self.decay_rate ** (num_layers - 1 - layer))
+                groups[layer, decays] = dict(params=[], lr=self.base_lr * decay_rate ** (num_layers - 1 - layer))
                 if not decays:
                     groups[layer, decays]['weight_decay'] = 0.0  # the others have the optimizer's
             groups[layer, decays]['params'].append(param)
         params.extend(groups[key] for key in sorted(groups, reverse=True))
         rates = [group['lr'] for group in groups.values()]
         print_log(
-            f'layer-wise learning-rate decay {self.decay_rate}: {len(groups)} parameter groups, learning rates '
+            f'layer-wise learning-rate decay {decay_rate}: {len(groups)} parameter groups, learning rates '
             f'{min(rates, default=0.0):.3g} to {max(rates, default=0.0):.3g}, {num_frozen} frozen parameters left out',
             logger='current',
         )

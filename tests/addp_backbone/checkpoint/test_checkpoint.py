@@ -152,17 +152,50 @@ def test_a_timm_vit_of_another_patch_size_is_resampled():
 @pytest.mark.parametrize(
     'options, reason',
     [
-        (dict(init_values=1e-5), 'LayerScale'),
         (dict(qk_norm=True), 'query and key norm'),
         (dict(pre_norm=True), 'in front of the blocks'),
+        (dict(reg_tokens=2), 'register tokens'),
+        (dict(class_token=False, global_pool='map'), "SigLIP's attention pooling"),
     ],
 )
 def test_a_part_that_the_backbone_has_no_place_for_is_refused_with_the_reason(options, reason):
     source = timm.create_model(
         'vit_tiny_patch16_224', img_size=64, embed_dim=WIDTH, depth=DEPTH, num_heads=2, **options
     )
-    with pytest.raises(CheckpointError, match=reason):
+    with pytest.raises(CheckpointError, match=rf'{reason}.*Use it with the backbone TimmViT.*timm_maskrcnn.py'):
         convert_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize('spelling', ['ls1.gamma', 'gamma_1'])
+def test_layer_scale_is_folded_into_the_layers_it_scales_and_computes_the_same(spelling):
+    source = timm.create_model(
+        'vit_tiny_patch16_224',
+        img_size=64,
+        embed_dim=WIDTH,
+        depth=DEPTH,
+        num_heads=2,
+        init_values=0.5,
+        class_token=False,
+        global_pool='avg',
+        fc_norm=False,
+    ).eval()
+    for name, param in source.named_parameters():
+        torch.nn.init.normal_(param, mean=1.0 if param.ndim == 1 and 'bias' not in name else 0.0, std=0.3)
+    state = {
+        name.replace('ls1.gamma', spelling).replace('ls2.gamma', spelling.replace('1', '2')): value
+        for name, value in source.state_dict().items()
+    }
+    report = convert_state_dict(state, img_size=64)
+    assert report.dropped[f'blocks.0.{spelling}'].startswith('LayerScale, folded into blocks.0.attn.proj')
+    assert any(f'{2 * DEPTH} LayerScale vectors folded' in note for note in report.notes)
+    vit = ADDPViT(
+        dict(width=WIDTH, depth=DEPTH, num_heads=2), img_size=64, pretrain_img_size=64, window_size=0, rel_pos=False
+    ).eval()
+    vit.load_state_dict(report.state_dict)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = source.forward_intermediates(images, indices=[DEPTH - 1], intermediates_only=True)[0]
+        assert (vit(images)[0] - wanted).abs().max() < 3e-6 * wanted.abs().max()
 
 
 def test_a_tensor_that_nobody_can_explain_is_an_error_with_its_name():

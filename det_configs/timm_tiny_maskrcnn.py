@@ -1,0 +1,28 @@
+"""A small plain ViT of timm, Mask R-CNN with the small heads of addp_tiny_maskrcnn.py: for laptops and small data sets.
+
+Command: ``python tools/train.py det_configs/timm_tiny_maskrcnn.py --cfg-options
+model.backbone.init_cfg.checkpoint=FILE`` (no GPU needed; on own data inherit from this leaf). The backbone is frozen by default, and its tenth block is the map
+that pyramid and heads get. All values are ours, tuned on small data; nothing is published.
+"""
+
+_base_ = './addp_tiny_maskrcnn.py'
+
+image_size = 768  # longer side, in pixels
+num_channels = 64
+
+model = dict(
+    type='FitToBackbone',
+    model_type='MaskRCNN',
+    data_preprocessor=dict(mean='backbone.mean', std='backbone.std'),
+    backbone=dict(
+        _delete_=True,
+        type='TimmViT',
+        model='vit_small_patch14_dinov2',
+        img_size=image_size,
+        out_indices=(9,),
+        frozen=True,
+        stride=16,
+        init_cfg=dict(type='Pretrained', checkpoint='exp/timm/vit_small_patch14_dinov2.safetensors'),
+    ),
+    neck=dict(in_channels='backbone.width', scales=(4, 2, 1, 0.5)),
+)

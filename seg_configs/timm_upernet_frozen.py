@@ -1,0 +1,10 @@
+"""Any plain ViT of timm, frozen, UperNet, ADE20K, 160k iterations: what its features hold as they are.
+
+Command: ``tools/dist_train.sh seg_configs/timm_upernet_frozen.py 8 --amp --cfg-options model.backbone.model=NAME
+model.backbone.init_cfg.checkpoint=FILE``. The learning rate is MAE's; mIoU: published by nobody; measured: not run.
+"""
+
+_base_ = './timm_upernet.py'
+
+model = dict(backbone=dict(frozen=True, drop_path_rate=0.0))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=1.0))

@@ -1,0 +1,67 @@
+"""tools/list_backbones.py: the list, its filter, the check of one model, and what the formulas say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from running import load_tool
+
+from addp_backbone.networks.timm_vit.catalogue import build_model
+from addp_backbone.networks.timm_vit.facts import TOLERANCE, check, collect
+from addp_backbone.networks.timm_vit.trunks import PlainTrunk
+
+TOOL = load_tool('list_backbones')
+
+
+NAMES = ['vit_small_patch14_dinov2', 'vit_small_patch14_reg4_dinov2', 'vit_base_patch14_reg4_dinov2']
+
+
+def test_words_filter_by_name_family_and_features(capsys, monkeypatch):
+    monkeypatch.setattr(TOOL, 'supported_models', lambda: NAMES)
+    assert TOOL.main(['dinov2', 'registers', 'small']) == 0
+    printed = capsys.readouterr().out
+    assert 'vit_small_patch14_reg4_dinov2' in printed and 'vit_small_patch14_dinov2 ' not in printed
+    assert TOOL.main(['no_such_word']) == 1
+    assert "error: no supported model holds all of ['no_such_word']" in capsys.readouterr().err
+
+
+def test_the_check_of_one_model_builds_it_and_says_what_a_config_needs(capsys):
+    assert TOOL.main(['--check', 'test_vit_relpos']) == 0
+    printed = capsys.readouterr().out
+    assert 'largest relative difference' in printed and 'model.backbone.model=test_vit_relpos' in printed
+    assert 'img_size' in printed
+    assert TOOL.main(['--check', 'resnet50']) == 1
+    assert 'it is no plain ViT' in capsys.readouterr().err
+
+
+def test_the_check_sees_a_difference(monkeypatch):
+    assert check('test_vit3') <= TOLERANCE
+    embed = PlainTrunk.embed
+
+    def off_by_a_thousandth(self, images):
+        embedded = embed(self, images)
+        return embedded._replace(patches=embedded.patches * 1.001)
+
+    monkeypatch.setattr(PlainTrunk, 'embed', off_by_a_thousandth)
+    assert check('test_vit3') > TOLERANCE
+
+
+def test_features_are_those_of_the_model():
+    assert 'rotary' in collect('eva02_tiny_patch14_224').features
+    assert {'LayerScale', '4 registers'} <= set(collect('vit_small_patch14_reg4_dinov2').features)
+    assert {'relative bias', 'own windows'} <= set(collect('samvit_base_patch16').features)
+    assert 'no class token' in collect('vit_base_patch16_siglip_224').features
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'eva02_tiny_patch14_224'])
+def test_the_formula_of_arithmetic_is_what_torch_counts(name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    fact = collect(name)
+    side = 20 * fact.patch_size
+    with torch.device('meta'):
+        model = build_model(name)
+        images = torch.randn(1, 3, side, side)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model.eval().forward_features(images)
+    assert fact.giga_flops(side) == pytest.approx(counter.get_total_flops() / 1e9, rel=0.02)
