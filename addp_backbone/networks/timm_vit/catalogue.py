@@ -119,7 +119,7 @@ def build_model(
     try:
         return timm.create_model(name, pretrained=False, depth=num_blocks, **options)
     except AssertionError:  # options with an entry per block
-        model = timm.create_model(name, pretrained=False, **{**options, 'drop_path_rate': drop_path_rate})
+        model: Any = timm.create_model(name, pretrained=False, **{**options, 'drop_path_rate': drop_path_rate})
         model.blocks = model.blocks[:num_blocks]
         return model
 
