@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
@@ -50,7 +51,7 @@ def FitToBackbone(model_type: str, backbone: Mapping[str, Any], **model: Any) ->
             '[0, 255])',
             logger='current',
         )
-    return MODELS.build(dict(type=model_type, backbone=dict(backbone), **_replace(model, values)))
+    return MODELS.build(ConfigDict(type=model_type, backbone=backbone, **_replace(model, values)))
 
 
 def backbone_values(backbone: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def backbone_values(backbone: Mapping[str, Any]) -> dict[str, Any]:
 def _replace(node: Any, values: Mapping[str, Any]) -> Any:
     """A copy of a config tree with the words replaced."""
     if isinstance(node, Mapping):
-        return {key: _replace(value, values) for key, value in node.items()}
+        return ConfigDict({key: _replace(value, values) for key, value in node.items()})
     if isinstance(node, list | tuple):
         return type(node)(_replace(value, values) for value in node)
     if isinstance(node, str) and node.startswith(_PREFIX):

@@ -24,6 +24,7 @@ from small_configs import IMAGE_SIDE_PX, REPOSITORY, leaf_configs, small_config
 from torch import nn
 
 from addp_backbone.networks.arch import get_arch
+from addp_backbone.networks.fit import backbone_values
 
 LEAVES = leaf_configs()
 TRAINABLE = [leaf for leaf in LEAVES if not leaf.endswith(('_ms.py', '_fsdp.py'))]
@@ -152,7 +153,7 @@ def test_cascade_differs_from_mask_rcnn_in_its_box_heads_alone(arch: str) -> Non
     assert cascade.to_dict() == plain.to_dict()
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
+@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if 'timm_' not in leaf])
 def test_widths_follow_from_the_arch(leaf: str) -> None:
     model = _load(leaf).model
     model = model.get('module', model)
@@ -163,6 +164,42 @@ def test_widths_follow_from_the_arch(leaf: str) -> None:
         assert model.neck.embed_dim == model.auxiliary_head.in_channels == width
         assert model.decode_head.in_channels == [width] * 4
         assert model.decode_head.channels == width or model.backbone.arch == 'tiny'
+
+
+@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if 'timm_' in leaf])
+@pytest.mark.parametrize(
+    ('name', 'width', 'mean'),
+    [('vit_small_patch14_dinov2', 384, (123.675, 116.28, 103.53)), ('vit_base_patch16_siglip_224', 768, (127.5,) * 3)],
+)
+def test_one_option_changes_the_backbone_and_all_that_follows(leaf: str, name: str, width: int, mean: tuple) -> None:
+    cfg = _load(leaf)
+    cfg.merge_from_dict({'model.backbone.model': name, 'model.backbone.init_cfg': None})
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model).__name__ == cfg.model.model_type
+    assert model.data_preprocessor.mean.flatten().shape == (3,)
+    maps = model.backbone.out_channels
+    assert set(maps) == {width}
+    if 'neck' in cfg.model and leaf.startswith('det'):
+        assert model.neck.levels[-1][-2].in_channels == width or width in {
+            module.in_channels for module in model.neck.modules() if hasattr(module, 'in_channels')
+        }
+    else:
+        assert list(model.decode_head.in_channels) == [width] * 4
+    values = backbone_values(cfg.model.backbone)
+    assert (values['width'], values['mean']) == (width, pytest.approx(list(mean)))
+
+
+def test_a_word_or_backbone_that_nobody_knows_is_refused() -> None:
+    cfg = _load('det_configs/timm_maskrcnn.py')
+    cfg.merge_from_dict({'model.neck.in_channels': 'backbone.witdh', 'model.backbone.init_cfg': None})
+    init_default_scope('mmdet')
+    with pytest.raises(ValueError, match=r"'backbone.witdh' is unknown, wanted one of \['backbone.width'"):
+        MODELS.build(cfg.model)
+    cfg.merge_from_dict({'model.backbone.type': 'ResNet'})
+    with pytest.raises(ValueError, match=r"widths of TimmViT and ADDPViT, got backbone\.type='ResNet'"):
+        MODELS.build(cfg.model)
 
 
 @pytest.mark.parametrize('leaf', LEAVES)

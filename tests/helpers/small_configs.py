@@ -12,6 +12,7 @@ from addp_backbone.runtime.launch import fit_to_device
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCH = dict(width=24, depth=4, num_heads=3)
+TIMM_MODEL = 'test_vit'  # 64 wide, patches of 16 px
 NUM_CHANNELS = 8
 IMAGE_SIDE_PX = 64
 CHANNEL_OPTIONS = (
@@ -50,8 +51,13 @@ def small_config(leaf: str, data_root: Path, work_dir: Path) -> Config:
     cfg = Config.fromfile(REPOSITORY / leaf)
     model = cfg.model.module if 'module' in cfg.model else cfg.model
     factor = IMAGE_SIDE_PX / model.backbone.img_size
-    model.backbone.update(arch=ARCH, img_size=IMAGE_SIDE_PX, init_cfg=None)
-    model.backbone.window_size = min(3, model.backbone.window_size)
+    if model.type == 'FitToBackbone':
+        model.backbone.update(model=TIMM_MODEL, img_size=IMAGE_SIDE_PX, init_cfg=None)
+        if model.backbone.get('out_indices') != 'upernet':
+            model.backbone.out_indices = (-1,)
+    else:
+        model.backbone.update(arch=ARCH, img_size=IMAGE_SIDE_PX, init_cfg=None)
+    model.backbone.window_size = min(3, model.backbone.get('window_size', 0))
     _narrow(model)
     for options in (model, cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         _shrink_sizes(options, factor)
@@ -73,6 +79,7 @@ def small_config(leaf: str, data_root: Path, work_dir: Path) -> Config:
 
 def _narrow(model: Config) -> None:
     """Makes all layers narrow; those that take the backbone's maps take its width."""
+    width = 'backbone.width' if model.type == 'FitToBackbone' else ARCH['width']
     takes_maps = [part for part in ('neck', 'decode_head', 'auxiliary_head') if part in model]
     for name, part in model.items():
         for node in _dicts(part):
@@ -82,9 +89,9 @@ def _narrow(model: Config) -> None:
                 node['num_classes'] = len(SHAPES) + ('rpn_head' not in model)
         if name in takes_maps:
             for option in {'in_channels', 'embed_dim'} & set(part):
-                part[option] = ARCH['width']
+                part[option] = width
     if 'decode_head' in model:
-        model.decode_head.in_channels = [ARCH['width']] * 4
+        model.decode_head.in_channels = [width] * 4
 
 
 def _shrink_sizes(options: Config, factor: float) -> None:
