@@ -29,66 +29,41 @@ from tqdm import tqdm
 from addp_backbone.datasets.coco import DetectionSplit, check_detection
 from addp_backbone.datasets.findings import Findings
 from addp_backbone.datasets.leaf import detection_leaf, mended_splits, segmentation_leaf, write_leaf
-from addp_backbone.datasets.masks import VOID_255, VOID_ZERO, SegmentationSplit, check_segmentation, read_classes
+from addp_backbone.datasets.mask_conversion import (
+    BINARY,
+    COLOURS,
+    MaskConversion,
+    convert_masks,
+    png_suffix,
+    read_mapping,
+)
+from addp_backbone.datasets.mask_overlays import write_overlays
+from addp_backbone.datasets.mask_values import VOID_255, VOID_ZERO
+from addp_backbone.datasets.masks import SegmentationSplit, check_segmentation, read_classes, sample_pairs
+from addp_backbone.datasets.palette import class_palette
 from addp_backbone.datasets.schedule import LeafOptions, schedule_hint
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SPLIT_NOTES = {'train': 'training', 'val': 'validation (default: the training data again)'}
+VOID_LAST, VOID_BACKGROUND = 'last', 'background'
+NUM_OVERLAYS = 3
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = make_parser(__doc__)
     tasks = parser.add_subparsers(dest='task', required=True, metavar='{det,seg}')
-    for task, base, second in (
-        ('det', 'det_configs/addp_base_maskrcnn.py', 'json'),
-        ('seg', 'seg_configs/addp_base_upernet.py', 'masks'),
-    ):
-        sub = tasks.add_parser(
-            task, help={'det': 'boxes, with or without masks', 'seg': 'a class for every pixel'}[task]
-        )
-        for split in ('train', 'val'):
-            note = 'training' if split == 'train' else 'validation (default: the training data again)'
-            for kind in ('images', second):
-                what = {'images': 'folder of images', 'json': 'COCO JSON', 'masks': 'folder of masks'}[kind]
-                sub.add_argument(
-                    f'--{split}-{kind}', type=Path, required=split == 'train', metavar='PATH', help=f'{what}, {note}'
-                )
-        sub.add_argument('--out', type=Path, required=True, metavar='CONFIG.py', help='config to write')
-        sub.add_argument(
-            '--base', type=Path, default=REPOSITORY / base, help=f'config to inherit from (default: {base})'
-        )
-        sub.add_argument('--force', action='store_true', help='replace an existing config')
-        sub.add_argument(
-            '--max-findings',
-            type=int,
-            default=10,
-            metavar='N',
-            help='findings shown of each kind (default: 10; 0 = all)',
-        )
-        sub.add_argument(
-            '--workers', type=int, default=num_cores(), help='threads that read images (default: %(default)s)'
-        )
-        sub.add_argument(
-            '--patience',
-            type=int,
-            metavar='N',
-            help='stop training after N validations without a better result (default: never)',
-        )
-        if task == 'det':
-            sub.add_argument('--box-only', action='store_true', help='ignore masks: train Faster R-CNN')
-        else:
-            sub.add_argument('--classes', type=Path, required=True, metavar='FILE', help='class names')
-            sub.add_argument(
-                '--void',
-                choices=('auto', VOID_ZERO, VOID_255),
-                default='auto',
-                help='zero: 0 = void, classes from 1 (ADE20K); 255: 255 = void, classes from 0',
-            )
-            sub.add_argument('--mask-suffix', default='.png', help='how mask names end (default: %(default)s)')
+    detection = tasks.add_parser('det', help='boxes, with or without masks')
+    add_common_arguments(detection, 'det_configs/addp_base_maskrcnn.py')
+    add_detection_arguments(detection)
+    segmentation = tasks.add_parser('seg', help='a class for every pixel')
+    add_common_arguments(segmentation, 'seg_configs/addp_base_upernet.py')
+    add_segmentation_arguments(segmentation)
     args = parser.parse_args(argv)
-    if (args.val_images is None) != (getattr(args, f'val_{"json" if args.task == "det" else "masks"}') is None):
+    labels = args.val_json if args.task == 'det' else args.val_masks
+    if (args.val_images is None) != (labels is None):
         parser.error('--val-images and --val-json or --val-masks belong together')
     if args.patience is not None and (args.patience < 1 or args.val_images is None):
         parser.error('--patience wants 1 or more, and validation data')
@@ -97,6 +72,75 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.out.exists() and not args.force:
         parser.error(f'{args.out} exists: choose another name, or --force to replace it')
     return args
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, base: str) -> None:
+    """Adds what both tasks have."""
+    for split, note in SPLIT_NOTES.items():
+        parser.add_argument(
+            f'--{split}-images',
+            type=Path,
+            required=split == 'train',
+            metavar='FOLDER',
+            help=f'folder of images, {note}',
+        )
+    parser.add_argument('--out', type=Path, required=True, metavar='CONFIG.py', help='config to write')
+    parser.add_argument(
+        '--base', type=Path, default=REPOSITORY / base, help=f'config to inherit from (default: {base})'
+    )
+    parser.add_argument('--force', action='store_true', help='replace an existing config')
+    parser.add_argument(
+        '--max-findings', type=int, default=10, metavar='N', help='findings shown of each kind (default: 10; 0 = all)'
+    )
+    parser.add_argument(
+        '--workers', type=int, default=num_cores(), help='threads that read images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--patience',
+        type=int,
+        metavar='N',
+        help='stop training after N validations without a better result (default: never)',
+    )
+
+
+def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what detection alone has."""
+    for split, note in SPLIT_NOTES.items():
+        parser.add_argument(
+            f'--{split}-json', type=Path, required=split == 'train', metavar='PATH', help=f'COCO JSON, {note}'
+        )
+    parser.add_argument('--box-only', action='store_true', help='ignore masks: train Faster R-CNN')
+
+
+def add_segmentation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what segmentation alone has."""
+    for split, note in SPLIT_NOTES.items():
+        parser.add_argument(
+            f'--{split}-masks', type=Path, required=split == 'train', metavar='FOLDER', help=f'folder of masks, {note}'
+        )
+    parser.add_argument('--classes', type=Path, required=True, metavar='FILE', help='class names')
+    parser.add_argument(
+        '--void',
+        choices=('auto', VOID_ZERO, VOID_255, VOID_LAST, VOID_BACKGROUND),
+        default='auto',
+        help='zero: 0 = void, classes from 1 (ADE20K); 255: 255 = void, classes from 0; last: the number after the '
+        'last class = void; background: 0 = a class of its own that the list does not name (default: by the values)',
+    )
+    parser.add_argument('--mask-suffix', default='.png', help='how mask names end (default: %(default)s)')
+    parser.add_argument(
+        '--convert',
+        choices=(BINARY, COLOURS),
+        default='',
+        help='write the masks anew beside the config: binary: 0 = first class, all else = second; colours: RGB values '
+        "of the class list's palette",
+    )
+    parser.add_argument(
+        '--map',
+        nargs='+',
+        default=[],
+        metavar='OLD=NEW',
+        help='write the masks anew beside the config with other values, e.g. 11=255 128=1; NEW may be void',
+    )
 
 
 def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -141,19 +185,40 @@ def compose_detection(args: argparse.Namespace, options: LeafOptions, findings: 
 
 
 def compose_segmentation(args: argparse.Namespace, options: LeafOptions, findings: Findings) -> Composed:
-    """Checks a segmentation data set and composes its leaf config."""
+    """Checks a segmentation data set, converting its masks if that is asked for, and composes its leaf config."""
     classes, palette = read_classes(args.classes)
     splits = [SegmentationSplit('train', args.train_images, args.train_masks)]
     splits += [SegmentationSplit('val', args.val_images, args.val_masks)] if args.val_images else []
-    data = check_segmentation(splits, classes, findings, args.void, args.mask_suffix, args.workers, show_progress)
-    if not findings.num_errors:
-        print(
-            'void: 0 in the masks, classes count from 1'
-            if data.void == VOID_ZERO
-            else 'void: 255 in the masks, classes count from 0'
+    void, suffix, mapping = args.void, args.mask_suffix, read_mapping(args.map)
+    if void == VOID_BACKGROUND:
+        void, classes = VOID_255, ['background', *classes]
+        palette = [[0, 0, 0], *palette] if palette else None
+    elif void == VOID_LAST:
+        void, mapping = VOID_255, {len(classes): 255, **mapping}
+    if args.convert == COLOURS and not palette:
+        raise ValueError(
+            f'--convert colours: {args.classes} has no palette; wanted {{"classes": [...], "palette": ...}}'
         )
-    text = '' if findings.num_errors else segmentation_leaf(options, splits, classes, palette, data)
-    return Composed(text, classes, data.num_train_images)
+    if args.convert or mapping:
+        conversion = MaskConversion(args.convert, palette or (), mapping)
+        folder = args.out.with_name(f'{args.out.stem}_masks')
+        splits = convert_masks(splits, conversion, suffix, folder, findings, args.workers, show_progress)
+        suffix, void = png_suffix(suffix), VOID_255 if void == 'auto' and args.convert else void
+        print(f'written: {folder} (converted masks)')
+    data = check_segmentation(splits, classes, findings, void, suffix, args.workers, show_progress)
+    print('\n'.join(['', 'how the masks are read:', *data.table, '']))
+    if findings.num_errors:
+        return Composed('', classes, data.num_train_images)
+    print(
+        'void: 0 in the masks, classes count from 1'
+        if data.void == VOID_ZERO
+        else 'void: 255 in the masks, classes count from 0'
+    )
+    overlays = args.out.with_name(f'{args.out.stem}_overlays.png')
+    pairs = sample_pairs(splits[0], data, NUM_OVERLAYS)
+    write_overlays(pairs, classes, palette or class_palette(len(classes)), data.void, overlays)
+    print(f'written: {overlays} (look at it: are the labels right?)')
+    return Composed(segmentation_leaf(options, splits, classes, palette, data), classes, data.num_train_images)
 
 
 def run(args: argparse.Namespace) -> int:

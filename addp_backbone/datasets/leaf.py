@@ -10,7 +10,8 @@ from typing import Any
 from mmengine import Config
 
 from addp_backbone.datasets.coco import DetectionData, DetectionSplit
-from addp_backbone.datasets.masks import VOID_ZERO, SegmentationData, SegmentationSplit
+from addp_backbone.datasets.mask_values import VOID_ZERO
+from addp_backbone.datasets.masks import SegmentationData, SegmentationSplit
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.datasets.schedule import LeafOptions, fit_to_images, schedule_text
 from addp_backbone.files.atomic import replace_file

@@ -13,8 +13,9 @@ from addp_backbone.files.images import DECODING_ERRORS, read_pixels
 class LoadImage:
     """Reads ``img_path`` as everything else in the project reads it (:mod:`addp_backbone.files.images`).
 
-    For ordinary JPEG and PNG files the pixels are those of mmcv's ``LoadImageFromFile``. Beyond that the EXIF
-    orientation of PNG, WebP and TIFF is applied too, transparency is composited, and formats that OpenCV cannot read are read.
+        For ordinary JPEG and PNG files the pixels are those of mmcv's ``LoadImageFromFile``. Beyond that the EXIF
+    orientation of PNG, WebP and TIFF is applied too, transparency is composited, and formats that OpenCV cannot read
+    are read.
 
     Adds ``img`` (BGR, (H, W, 3), uint8), ``img_shape`` and ``ori_shape`` ((H, W)).
     """

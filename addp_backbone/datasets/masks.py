@@ -13,11 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from addp_backbone.datasets.findings import Findings, Progress, bounded_map
+from addp_backbone.datasets.mask_values import (
+    NUM_VALUES,
+    MaskValues,
+    check_values,
+    count_edges,
+    decide_void,
+    describe_values,
+)
 from addp_backbone.datasets.orientation import TURNED, may_be_labelled_as_stored, turned_hint
 from addp_backbone.files.images import IMAGE_ENDINGS, ImageInfo, inspect_image, is_image_name, read_mask
 
-VOID_ZERO, VOID_255 = 'zero', '255'  # ADE20K's convention (classes from 1), and the other (classes from 0)
-NUM_VALUES = 2**16
 MAX_CLASSES = 254
 
 
@@ -45,12 +51,14 @@ class SegmentationData:
         img_suffix: How image names end.
         mask_suffix: How mask names end.
         num_train_images: Number of training images.
+        table: Lines that show how the values are read: value, class, share of the pixels, masks, an example.
     """
 
     void: str
     img_suffix: str
     mask_suffix: str
     num_train_images: int
+    table: tuple[str, ...] = ()
 
 
 def read_classes(path: Path) -> tuple[list[str], list[list[int]] | None]:
@@ -65,7 +73,7 @@ def read_classes(path: Path) -> tuple[list[str], list[list[int]] | None]:
         ValueError: If the file is missing or something else, or a name occurs twice.
     """
     try:
-        text = path.read_text(encoding='utf-8')
+        text = path.read_text(encoding='utf-8-sig')  # some editors begin with a byte order mark
         content = (
             json.loads(text) if path.suffix == '.json' else [line.strip() for line in text.splitlines() if line.strip()]
         )
@@ -110,7 +118,7 @@ def check_segmentation(
         What the leaf config needs; only meaningful without errors.
     """
     img_suffix = _image_suffix(splits, findings)
-    pixels: dict[tuple[str, Path], NDArray[np.int64]] = {}
+    pixels: list[MaskValues] = []
     num_images = {}
     for split in splits:
         names = (
@@ -125,11 +133,13 @@ def check_segmentation(
         for pair in progress(results, len(names)) if progress else results:
             _report_pair(pair, findings)
             if pair.counts is not None:
-                pixels[split.name, pair.mask] = pair.counts
+                assert pair.edges is not None
+                pixels.append(MaskValues(split.name, pair.mask, pair.counts, pair.edges))
     if void == 'auto':
-        void = _detect_void(list(pixels.values()), len(classes), splits[0].mask_dir, findings)
-    _check_values(pixels, classes, void, findings)
-    return SegmentationData(void, img_suffix, mask_suffix, num_images.get(splits[0].name, 0))
+        void = decide_void(pixels, len(classes), splits[0].mask_dir, findings)
+    check_values(pixels, classes, void, findings)
+    table = tuple(describe_values(pixels, classes, void))
+    return SegmentationData(void, img_suffix, mask_suffix, num_images.get(splits[0].name, 0), table)
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class _Pair:
     mask_error: str | None = None
     mask_size: tuple[int, int] | None = None  # width, height
     counts: NDArray[np.int64] | None = None  # by value, without trailing zeros
+    edges: NDArray[np.int64] | None = None  # as counts, of the pixels at a border between values
 
 
 def _image_suffix(splits: list[SegmentationSplit], findings: Findings) -> str:
@@ -184,6 +195,7 @@ def _inspect_pair(split: SegmentationSplit, img_suffix: str, mask_suffix: str, n
         info,
         mask_size=(values.shape[1], values.shape[0]),
         counts=np.bincount(values.ravel().astype(np.int64)),
+        edges=count_edges(values),
     )
 
 
@@ -212,57 +224,9 @@ def _report_stray_masks(split: SegmentationSplit, stems: set[str], mask_suffix: 
             findings.warn('mask without image', mask, '', f'no image of this name in {split.image_dir}')
 
 
-def _detect_void(counts: list[NDArray[np.int64]], num_classes: int, where: Path, findings: Findings) -> str:
-    """Tells the convention: a value that equals the number of classes occurs only if classes are numbered from 1."""
-    present = {int(value) for mask in counts for value in np.flatnonzero(mask)}
-    if not present or num_classes in present:
-        return VOID_ZERO
-    if 0 not in present and 255 not in present and max(present) < num_classes:
-        findings.error(
-            'void convention unclear',
-            where,
-            'all masks',
-            f'values {min(present)} to {max(present)} of {num_classes} classes fit '
-            'both: give --void zero (0 = void, classes from 1) or --void 255 (255 = void, classes from 0)',
-        )
-    elif max(present - {255}, default=0) < num_classes - 1:
-        findings.warn(
-            'void convention guessed',
-            where,
-            'all masks',
-            f'the largest value is {max(present - {255}, default=0)}: classes are taken '
-            'to be numbered from 0; if 0 is void, give --void zero',
-        )
-    return VOID_255
-
-
-def _check_values(
-    pixels: dict[tuple[str, Path], NDArray[np.int64]], classes: list[str], void: str, findings: Findings
-) -> None:
-    first = 1 if void == VOID_ZERO else 0
-    allowed = np.zeros(NUM_VALUES, bool)
-    allowed[first : first + len(classes)] = True
-    allowed[[0, 255] if void == VOID_ZERO else [255]] = True
-    totals: dict[str, NDArray[np.int64]] = {}
-    for (split, mask), counts in pixels.items():
-        outside = np.flatnonzero(counts * ~allowed[: len(counts)])
-        if len(outside):
-            listed = ', '.join(f'{value} ({counts[value]} px)' for value in outside[:5])
-            findings.error(
-                'ids outside the classes',
-                mask,
-                '',
-                f'{listed}; wanted {first} to {first + len(classes) - 1}, void '
-                + ('0' if void == VOID_ZERO else '255'),
-            )
-        labelled = np.pad(counts, (0, max(0, first + len(classes) - len(counts))))[first : first + len(classes)]
-        if not labelled.any():
-            findings.warn('mask all void', mask, '', 'no pixel of any class')
-        totals[split] = totals.get(split, 0) + labelled
-    for split, total in totals.items():
-        findings.histogram[split] = {
-            name: float(n) for name, n in zip(classes, total / max(total.sum(), 1), strict=True)
-        }
-        for name, n in zip(classes, total, strict=True):
-            if not n:
-                findings.warn('class without pixels', split, f'class {name!r}', 'occurs in no mask')
+def sample_pairs(split: SegmentationSplit, data: SegmentationData, count: int) -> list[tuple[Path, Path]]:
+    """Images of a split with their masks, evenly spread over the sorted names."""
+    images = sorted(split.image_dir.rglob(f'*{data.img_suffix}'))
+    chosen = [images[index * len(images) // count] for index in range(min(count, len(images)))]
+    stems = [path.relative_to(split.image_dir).as_posix().removesuffix(data.img_suffix) for path in chosen]
+    return [(path, split.mask_dir / f'{stem}{data.mask_suffix}') for path, stem in zip(chosen, stems, strict=True)]

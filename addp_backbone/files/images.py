@@ -198,10 +198,10 @@ def read_mask(path: Path) -> NDArray[np.generic]:
         raise ValueError('does not exist')
     try:
         with Image.open(path) as image:
+            if image.format in ('JPEG', 'MPO'):
+                raise ValueError('is a JPEG, whose compression changes class ids: export the masks as PNG')
             if image.mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
-                raise ValueError(
-                    f'has colours (mode {image.mode}), wanted one channel of class ids: convert the colours first'
-                )
+                raise ValueError(f'has colours (mode {image.mode}), wanted one channel of class ids: --convert colours')
             return np.asarray(image)
     except UnidentifiedImageError:
         raise ValueError('is not an image') from None
