@@ -17,7 +17,7 @@ from pathlib import Path
 
 from command_line import FAILED, OK, ROOT, make_parser, print_error, run_command
 
-from pretrain.weights.download import GROUPS, DownloadError, check, download, instructions, names_of, place_of
+from pretrain.weights.download import GROUPS, DownloadError, check, download, instructions, names_of, path_of
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,11 +43,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def get(name: str, args: argparse.Namespace) -> str:
     """Fetches or checks one file; returns what was found."""
-    place = place_of(name, args.root)
+    path = path_of(name, args.root)
     if args.check:
-        if not place.is_file():
-            raise DownloadError(f'{place} is not there')
-        return check(name, place)
+        if not path.is_file():
+            raise DownloadError(f'{path} is not there')
+        return check(name, path)
     return download(name, args.root, quiet=not sys.stderr.isatty())
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     failed = []
     for name in names_of(args.names):
         try:
-            print(f'{place_of(name, args.root)}: {get(name, args)}', flush=True)
+            print(f'{path_of(name, args.root)}: {get(name, args)}', flush=True)
         except DownloadError as error:
             failed.append(name)
             print_error(f'{name}: {error}')

@@ -64,7 +64,7 @@ _DROPS: dict[str, tuple[tuple[str, str], ...]] = {
     'timm': (*_COMMON_DROPS, (r'(head|head_dist|fc_norm|attn_pool)\..+', HEAD)),
     'detectron2': ((r'(proposal_generator|roi_heads)\..+|pixel_(mean|std)', DETECTION_HEADS),),
 }
-# What a plain ViT backbone has no place for: dropping it would change what the network computes.
+# What a plain ViT backbone does not compute: dropping it would change the features.
 _REFUSED = (
     (r'blocks\.\d+\.attn\.(q_norm|k_norm)\..+', 'query and key normalisation'),
     (r'blocks\.\d+\.(attn|mlp)\.(norm|scale_norm)\..+', 'a norm within attention or MLP'),
@@ -95,7 +95,7 @@ class ConversionReport:
     Attributes:
         state_dict: Weights by the backbone's names; ``tokenizer_norm.*`` is in it where the source has one.
         format: The source's format, one of :data:`FORMATS`.
-        dropped: Source name -> why it has no place in the backbone.
+        dropped: Source name -> why the backbone does not use it.
         missing: Backbone names that the source lacks; the conversion is good only if empty.
         notes: What was changed on the way (resized positions or patches, names of another meaning).
         neck_state_dict: Weights by the names of ``SimpleFeaturePyramid`` (detectron2 only, else empty).
@@ -135,7 +135,7 @@ def convert_state_dict(
 
     Raises:
         CheckpointError: If the format is unknown, a tensor cannot be explained, has the wrong shape, or belongs to a
-            part that the backbone has no place for.
+            part that the backbone does not have.
     """
     tensors = {name: _as_tensor(name, value) for name, value in unwrap_state_dict(state_dict).items()}
     tensors, format = _to_plain_names(tensors, format)
@@ -265,7 +265,7 @@ def _neck_name(name: str) -> str:
 
 
 def _check_trunk(report: ConversionReport, keep_cls: bool) -> None:
-    """Lists missing tensors and refuses wrong shapes; width, depth and patch size are read off the tensors themselves."""
+    """Lists missing tensors and refuses wrong shapes; width, depth and patch size are those of the tensors."""
     found = report.state_dict
     depth = 1 + max(int(name.split('.')[1]) for name in found if name.startswith('blocks.'))
     width = found['blocks.0.attn.qkv.weight'].shape[-1]

@@ -35,7 +35,8 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         is left out of ``meta``: mmengine executes it as Python when it resumes.
 
     Raises:
-        CheckpointError: If ``filename`` is no local path (the message lists the safe ways), or the file cannot be read safely.
+        CheckpointError: If ``filename`` is no local path (the message lists the safe ways), or the file cannot be read
+            safely.
     """
     checkpoint = read_checkpoint(filename)
     if isinstance(checkpoint.get('meta'), dict):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 SAFE_WAYS = (
-    'the path of a local file (.pth, .pt, .safetensors, detectron2 .pkl), and for tools/test.py, predict.py, generate.py, '
-    'edit.py and model.init_cfg also the work dir of a run; download anything else first'
+    'the path of a local file (.pth, .pt, .safetensors, detectron2 .pkl), and for tools/test.py, predict.py, '
+    'generate.py, edit.py and model.init_cfg also the work dir of a run; download anything else first'
 )
 _SCHEME = re.compile(r'\s*[A-Za-z][\w+.-]+:(/|[\w+.-]+:/)')  # also open-mmlab:s3://, and http:/ as Path writes it
 
@@ -16,7 +16,7 @@ class CheckpointError(ValueError):
 
 
 def refuse_remote(source: object) -> None:
-    """Refuses everything with a scheme (``https://``, ``openmmlab://``, ``s3://``, ``torchvision://`` ..., known or not).
+    """Refuses everything with a scheme: ``https://``, ``openmmlab://``, ``s3://``, ``torchvision://``, known or not.
 
     Args:
         source: What a user, a config or a library names as a checkpoint.
@@ -26,6 +26,6 @@ def refuse_remote(source: object) -> None:
     """
     if _SCHEME.match(str(source)):
         raise CheckpointError(
-            f'checkpoint {source} is refused: what lies behind a web address or another scheme would be unpickled without '
-            f'restriction, which executes whatever the file says. Safe ways: {SAFE_WAYS}'
+            f'checkpoint {source} is refused: what lies behind a web address or another scheme would be unpickled '
+            f'without restriction, which executes whatever the file says. Safe ways: {SAFE_WAYS}'
         )

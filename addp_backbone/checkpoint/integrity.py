@@ -1,4 +1,4 @@
-"""Checkpoints that prove themselves: a digest written into the file, its verification, and limits on what a file declares.
+"""Checkpoints that prove themselves: a digest in the file, its verification, and limits on what a file declares.
 
 A torch file is a zip archive; the digest is the archive's comment, which torch and every zip tool pass over. A
 safetensors file has it in its metadata. Both are part of the file, so that it cannot be there without its digest. Files
@@ -175,7 +175,8 @@ def check_memory(wanted_bytes: int) -> None:
     free = available_memory()
     if free is not None and wanted_bytes > free:
         raise OversizeError(
-            f'reading it takes {format_bytes(wanted_bytes)} of memory, and {format_bytes(free)} are free on this machine'
+            f'reading it takes {format_bytes(wanted_bytes)} of memory, and {format_bytes(free)} are free on this '
+            'machine'
         )
 
 

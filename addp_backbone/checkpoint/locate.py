@@ -75,8 +75,8 @@ def find_resumable_checkpoint(work_dir: str | Path) -> Path | None:
         work_dir: The run's folder.
 
     Returns:
-        The latest checkpoint (:func:`find_latest_checkpoint`) if it verifies, else the newest one that does; None if the
-        folder holds no checkpoint.
+        The latest checkpoint (:func:`find_latest_checkpoint`) if it verifies, else the newest one that does; None if
+        the folder holds no checkpoint.
 
     Raises:
         CheckpointError: If there are checkpoints, but none is whole.

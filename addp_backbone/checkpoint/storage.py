@@ -162,7 +162,8 @@ def load_pretrained(
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         if not tensors:
             raise CheckpointError(
-                f'{path} has no tensor whose name begins with init_cfg.prefix={prefix!r}; names begin with {first_words}'
+                f'{path} has no tensor whose name begins with init_cfg.prefix={prefix!r}; names begin with '
+                f'{first_words}'
             )
     own = module.state_dict()
     mismatch = match_tensors(tensors, own, optional)

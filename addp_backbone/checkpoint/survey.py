@@ -1,7 +1,7 @@
 """A look at what a pickle declares before anything is allocated: tensors and arrays against the bytes that are there.
 
 ``torch.load(weights_only=True)`` executes nothing, but it believes sizes: a tensor that claims more elements than its
-storage makes torch enlarge the storage, a storage of the legacy format or a numpy array is allocated as large as it says.
+storage makes torch enlarge the storage; a storage of the legacy format or a numpy array gets the size it declares.
 A file of 1 kB can ask for 256 GB that way. Here the pickle is replayed with stand-ins in place of every function and
 class; they do nothing but compare.
 """
@@ -181,7 +181,8 @@ class _Survey(PythonUnpickler):
         declared = int(numel) * item_bytes
         if not 0 <= declared <= self.bytes_of(key):
             raise OversizeError(
-                f'storage {key} declares {format_bytes(declared)}, the file has {format_bytes(self.bytes_of(key))} for it'
+                f'storage {key} declares {format_bytes(declared)}, the file has '
+                f'{format_bytes(self.bytes_of(key))} for it'
             )
         self.storages[key] = declared
         return _Storage(declared, item_bytes)

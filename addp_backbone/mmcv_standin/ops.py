@@ -69,7 +69,7 @@ def roi_align_forward(
         spatial_scale: Feature pixels per image pixel.
         sampling_ratio: Samples along an axis of a bin; 0 = as many as the bin is wide.
         pool_mode: 1 (average).
-        aligned: Whether pixel centres lie at half-integer places.
+        aligned: Whether pixel centres lie at half-integer coordinates.
 
     Raises:
         NotImplementedError: If ``pool_mode`` is not 1.
@@ -169,7 +169,7 @@ def _check_pool_mode(pool_mode: int) -> None:
 
 
 def _pooling_dtype(tensor: Tensor) -> torch.dtype:
-    """Half-precision features are pooled in float32: a CPU has no half-precision kernel, and the sums keep their accuracy."""
+    """Half precision is pooled in float32: a CPU has no half-precision kernel, and the sums stay accurate."""
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
 
 

@@ -56,14 +56,14 @@ def draw_instances(
         mask = _enlarge(masks[i].astype(np.uint8), factor)
         contours = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
         cv2.drawContours(canvas, contours, -1, [int(c) for c in palette[labels[i]]], width, cv2.LINE_AA)
-    picture = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(picture)
+    canvas_image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(canvas_image)
     for i in order:
         color = tuple(int(c) for c in palette[labels[i]])
         x1, y1, x2, y2 = (float(v) * factor for v in boxes[i])
         draw.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=color, width=width)
-        _draw_tag(draw, picture.size, (x1, y1), f'{class_names[labels[i]]} {scores[i]:.2f}', color)
-    return np.asarray(picture)
+        _draw_tag(draw, canvas_image.size, (x1, y1), f'{class_names[labels[i]]} {scores[i]:.2f}', color)
+    return np.asarray(canvas_image)
 
 
 def draw_class_map(
@@ -131,7 +131,7 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont:
 def _draw_tag(
     draw: ImageDraw.ImageDraw, size: tuple[int, int], corner: tuple[float, float], text: str, color: tuple[int, ...]
 ) -> None:
-    """Writes a label above a box's corner, within the picture."""
+    """Writes a label above a box's corner, within the image."""
     font = _font(max(10, round(max(size) / 55)))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 4
@@ -155,11 +155,11 @@ def _with_legend(image: RGBImage, entries: list[tuple[str, float, tuple[int, ...
         entries = [*entries[: num_shown - 1], (f'{len(entries) - num_shown + 1} others', rest, (120, 120, 120))]
     texts = [f'{name}  {share:.1%}' for name, share, _ in entries]
     panel_width = max([round(font.getlength(text)) for text in texts], default=0) + 2 * line
-    picture = Image.new('RGB', (image.shape[1] + panel_width, image.shape[0]), (255, 255, 255))
-    picture.paste(Image.fromarray(image), (0, 0))
-    draw = ImageDraw.Draw(picture)
+    canvas_image = Image.new('RGB', (image.shape[1] + panel_width, image.shape[0]), (255, 255, 255))
+    canvas_image.paste(Image.fromarray(image), (0, 0))
+    draw = ImageDraw.Draw(canvas_image)
     for row, (text, (_, _, color)) in enumerate(zip(texts, entries, strict=True)):
         x, y = image.shape[1] + line // 3, line // 3 + row * line
         draw.rectangle((x, y, x + font.size, y + font.size), fill=color, outline=(0, 0, 0))
         draw.text((x + round(1.4 * font.size), y + font.size / 2), text, font=font, fill=(0, 0, 0), anchor='lm')
-    return np.asarray(picture)
+    return np.asarray(canvas_image)

@@ -1,4 +1,4 @@
-"""What a model says about an image: detections, a class map or classes, as JSON and as a picture.
+"""What a model says about an image: detections, a class map or classes, as JSON and drawn on the image.
 
 A further task is one more class with ``from_sample``, ``to_json``, ``draw`` and ``extra_files``, and one entry in
 :data:`KINDS`.
@@ -47,7 +47,7 @@ class Prediction(Protocol):
         """The image's height in pixels."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the picture, as plain Python values."""
+        """Everything but the overlay, as plain Python values."""
 
     def draw(self, image: RGBImage) -> RGBImage:
         """An overlay on the (height, width, 3) RGB image."""
@@ -239,5 +239,6 @@ def prediction_from_sample(sample: Any, classes: ClassInfo, score_thr: float) ->
         if key in sample:
             return kind.from_sample(sample, classes, score_thr)
     raise ValueError(
-        f'the model returned {sorted(sample.keys())}, wanted one of {sorted(KINDS)}: is the config a detector, a segmentor or a classifier?'
+        f'the model returned {sorted(sample.keys())}, wanted one of {sorted(KINDS)}: is the config that of a '
+        'detector, a segmentor or a classifier?'
     )

@@ -47,7 +47,7 @@ class Predictor:
 
     Args:
         config: Config file that the checkpoint was trained with.
-        checkpoint: Its checkpoint, or the work dir of the run; read without executing anything in it, and it has to fit.
+        checkpoint: Its checkpoint, or the work dir of the run; nothing in it is executed, and it has to fit.
         score_thr: Detections below are left out.
         device: Where to compute; None takes the first GPU if there is one.
 
@@ -149,7 +149,7 @@ def predict_images(
 
 
 def _predict_one(predictor: Predictor, path: Path, name: str, out: Path | None) -> dict[str, Any]:
-    """Predicts for an image and writes its pictures; returns its record."""
+    """Predicts for an image and writes its overlay and maps; returns its record."""
     try:
         prediction = predictor(path)
     except UnreadableImageError as error:

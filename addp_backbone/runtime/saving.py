@@ -28,7 +28,7 @@ class BadLossError(RuntimeError):
 
 @register_backend(ATOMIC_BACKEND, force=True)
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's backend for local files, but a file that it writes is whole or not there, and a checkpoint is signed."""
+    """mmengine's backend for local files that writes atomically, checkpoints with their digest."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes ``obj``, a checkpoint with its digest, beside ``filepath`` and renames it.
@@ -47,7 +47,7 @@ class AtomicLocalBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook`` (same arguments) that writes atomically and removes an old file only after the new one is there."""
+    """mmengine's ``CheckpointHook`` (same arguments), atomic: an old file goes only after the new one is there."""
 
     backend_args: dict[str, Any] | None
 
@@ -78,7 +78,7 @@ class SafeCheckpointHook(CheckpointHook):
 
 @HOOKS.register_module()
 class StopOnBadLoss(Hook):
-    """Stops the run when a loss is not finite, and refuses to save weights that are not, so that the last checkpoint stays good."""
+    """Stops the run when a loss is not finite and never saves such weights, so that the last checkpoint stays good."""
 
     priority = 'VERY_HIGH'  # before anything is saved
 
@@ -106,8 +106,8 @@ class StopOnBadLoss(Hook):
         bad = [name for name, parameter in runner.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
         if bad:
             raise BadLossError(
-                f'at iteration {runner.iter + 1} {len(bad)} parameters are not finite, among them {", ".join(bad[:3])}; the '
-                f'model is not saved. {_advice(runner)}'
+                f'at iteration {runner.iter + 1} {len(bad)} parameters are not finite, among them '
+                f'{", ".join(bad[:3])}; the model is not saved. {_advice(runner)}'
             )
 
 
@@ -127,7 +127,8 @@ def _advice(runner: Runner) -> str:
         else 'No checkpoint was saved yet'
     )
     return (
-        f'{where}. Try, in this order: a lower learning rate or a longer warm-up (optim_wrapper.optimizer.lr, param_scheduler), '
-        'gradient clipping (optim_wrapper.clip_grad.max_norm), bfloat16 instead of float16 (optim_wrapper.dtype=bfloat16), '
+        f'{where}. Try, in this order: a lower learning rate or a longer warm-up (optim_wrapper.optimizer.lr, '
+        'param_scheduler), gradient clipping (optim_wrapper.clip_grad.max_norm), bfloat16 instead of float16 '
+        '(optim_wrapper.dtype=bfloat16), '
         'and a look at the data (boxes without area, labels out of range)'
     )

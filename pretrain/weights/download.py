@@ -1,6 +1,6 @@
-"""Fetches the released checkpoints (and the weights that FID needs) into the places where the configs look for them.
+"""Fetches the released checkpoints (and the weights that FID needs) to where the configs look for them.
 
-A file is moved to its place only after it was loaded into the network that it is for. ``tools/download_weights.py`` is
+A file is moved there only after it was loaded into the network that it is for. ``tools/download_weights.py`` is
 the command.
 """
 
@@ -67,7 +67,7 @@ def names_of(words: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def place_of(name: str, root: Path = Path()) -> Path:
+def path_of(name: str, root: Path = Path()) -> Path:
     """Where the configs look for a file, below the repository's root."""
     return root / (Path('exp/pretrained_model') / INCEPTION_FILE if name == INCEPTION else PUBLISHED_FILES[name].path)
 
@@ -87,10 +87,10 @@ def download(name: str, root: Path = Path(), quiet: bool = False) -> str:
         DownloadError: If the file cannot be fetched (what has arrived stays, and the next call goes on from there,
             except for Inception's 95 MB), or is not what it should be (then nothing stays).
     """
-    place = place_of(name, root)
-    if place.is_file():
-        return check(name, place)
-    folder = place.parent / f'.{place.name}.download'
+    target = path_of(name, root)
+    if target.is_file():
+        return check(name, target)
+    folder = target.parent / f'.{target.name}.download'
     folder.mkdir(parents=True, exist_ok=True)
     fetched = _fetch(name, folder, quiet)
     try:
@@ -98,7 +98,7 @@ def download(name: str, root: Path = Path(), quiet: bool = False) -> str:
     except DownloadError as error:
         shutil.rmtree(folder)
         raise DownloadError(f'what was fetched as {name} is refused and removed: {error}') from error
-    fetched.replace(place)
+    fetched.replace(target)
     shutil.rmtree(folder)
     return found
 
@@ -132,7 +132,7 @@ def instructions(names: Collection[str], root: Path = Path()) -> str:
     lines = ['By hand, with a browser on a machine that has network:']
     for name in names:
         page = URL_INCEPTION_V3 if name == INCEPTION else PUBLISHED_FILES[name].page
-        lines.append(f'  {page}\n      file {place_of(name).name} -> {place_of(name, root)}')
+        lines.append(f'  {page}\n      file {path_of(name).name} -> {path_of(name, root)}')
     return '\n'.join([*lines, f'then: {COMMAND} --check'])
 
 
@@ -152,7 +152,7 @@ def _fetch(name: str, folder: Path, quiet: bool) -> Path:
 
 
 def _fetch_from_hub(published: PublishedFile, folder: Path, quiet: bool) -> Path:
-    """Downloads from Hugging Face (or the mirror ``HF_ENDPOINT``), from whatever folder of the repository it lies in."""
+    """Downloads from Hugging Face (or the mirror ``HF_ENDPOINT``), whichever of its folders the file is in."""
     endpoint = os.environ.get('HF_ENDPOINT')
     try:
         info = huggingface_hub.HfApi(endpoint).model_info(published.hub_repo, files_metadata=True, timeout=_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""From CONFIG and CKPT to a model that can generate: ADDP and its tokenizer, without the token predictor's weights or size."""
+"""From CONFIG and CKPT to a model that can generate: ADDP and its tokenizer, without the token predictor."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def find_generator(checkpoint: str | Path) -> Path:
 
 @contextmanager
 def precision(model: ADDP, name: str) -> Iterator[None]:
-    """Runs the model within in 'fp32' or 'bf16': the tokenizer's convolutions in that precision, the rest by autocast."""
+    """Runs the model in 'fp32' or 'bf16': the tokenizer's convolutions in that precision, the rest by autocast."""
     if name not in PRECISIONS:
         raise ValueError(f'precision must be one of {PRECISIONS}, got {name!r}')
     dtype = torch.bfloat16 if name == 'bf16' else torch.float32
@@ -105,7 +105,7 @@ def precision(model: ADDP, name: str) -> Iterator[None]:
 
 
 def _own_tensors(contents: Mapping[str, Any], ema: bool | None, path: Path) -> dict[str, Any]:
-    """ADDP's tensors in a checkpoint of our own training, without their prefix; empty if it is not such a checkpoint."""
+    """ADDP's tensors in a checkpoint of our own training, without their prefix; empty for any other checkpoint."""
     tensors = unwrap_state_dict(contents)
     averaged = 'ema_state_dict' in contents
     if ema and not averaged:

@@ -56,8 +56,8 @@ def load_network(network: nn.Module, name: str, source: str | None) -> LoadRepor
     option = f'model.init_cfg.{name}'
     if source == RANDOM:
         print_log(
-            f'{option}={RANDOM}: {type(network).__name__} keeps random weights; what is trained on it is good for measuring speed '
-            'only',
+            f'{option}={RANDOM}: {type(network).__name__} keeps random weights; what is trained on it is good for '
+            'measuring speed only',
             logger='current',
             level=logging.WARNING,
         )
@@ -95,10 +95,10 @@ def find_weights(source: str | None, name: str) -> Path:
     if path.is_dir():
         advice = f'train with pretrain/configs/{_TRAINED_BY[name]} into it, or set {option} to where the weights are'
         return find_checkpoint(path, option, advice)
-    places = [path] if path.parent != Path() else [path, *(folder / path for folder in SEARCHED_FOLDERS)]
-    for place in places:
-        if place.is_file():
-            return place
+    candidates = [path] if path.parent != Path() else [path, *(folder / path for folder in SEARCHED_FOLDERS)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
     if path.stem in PUBLISHED_FILES:
         try:
             return find_published(path.stem, path if path.parent != Path() else None, option)
@@ -107,13 +107,13 @@ def find_weights(source: str | None, name: str) -> Path:
                 f'{error} (a run of pretrain/configs/{_TRAINED_BY[name]} of the same sizes gives weights too)'
             ) from error
     raise CheckpointError(
-        f'{option}={source!r}: no such file or folder (looked for {", ".join(map(str, places))}). Train with '
+        f'{option}={source!r}: no such file or folder (looked for {", ".join(map(str, candidates))}). Train with '
         f'pretrain/configs/{_TRAINED_BY[name]}, or set {option} to where the weights lie'
     )
 
 
 def _own_tensors(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The network's tensors in a checkpoint of our own training, without their prefix; empty if it is not such a checkpoint."""
+    """The network's tensors in a checkpoint of our own training, without prefix; empty for any other checkpoint."""
     prefix = f'{name}.'
     tensors = unwrap_state_dict(checkpoint)
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A released checkpoint; ``tools/download_weights.py`` fetches it. Either ``hub_repo`` or ``drive_id`` says from where.
+    """A released checkpoint, on Hugging Face (``hub_repo``) or Google Drive (``drive_id``).
 
     Attributes:
-        path: Where the published README places it, from the repository's root.
+        path: Where the published README puts it, from the repository's root.
         hub_repo: Model repository on Hugging Face.
         drive_id: File on Google Drive.
     """
@@ -119,7 +119,7 @@ def find_published(name: str, path: str | Path | None = None, option: str = 'pat
 
     Args:
         name: A key of :data:`PUBLISHED_FILES`, for example ``'mage-vitb-1600'``.
-        path: Where a config says the file lies; None for where the published README places it.
+        path: Where a config says the file lies; None for where the published README puts it.
         option: The config option that ``path`` comes from, for the error.
 
     Returns:
@@ -230,7 +230,7 @@ def load_published_tokenizer(tokenizer: VQGANTokenizer, contents: Mapping[str, A
 
 
 def _network_tensors(contents: Mapping[str, Any], report: LoadReport) -> dict[str, Any]:
-    """The network's entries, from ``model`` or ``state_dict`` if they lie there; run state is dropped with its reason."""
+    """The network's entries, also from under ``model`` or ``state_dict``; run state is dropped with its reason."""
     tensors, beside = split_checkpoint(contents)
     entries = {**tensors, **beside}
     for name in _RUN_STATE.intersection(entries):
@@ -259,7 +259,7 @@ def _unused_of_addp(model: ADDP) -> dict[str, tuple[int, ...]]:
 
 
 def _unused_of_token_predictor(predictor: TokenPredictor, patch_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a published file that the token predictor does not use (MAGE's pixel branch)."""
+    """Names and shapes of a published file's tensors that the token predictor does not use (MAGE's pixel branch)."""
     positions = tuple(predictor.decoder_pos_embed_learned.shape)
     width = positions[-1]
     pixels = 3 * patch_size**2

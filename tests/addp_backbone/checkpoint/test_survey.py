@@ -1,4 +1,4 @@
-"""What a file declares is compared with what it holds before anything is allocated; honest files of all kinds are read."""
+"""What a file declares is compared with what it holds before anything is allocated; honest files are read."""
 
 from __future__ import annotations
 

@@ -131,7 +131,8 @@ def test_compiled_ops_are_found_before_the_stand_in(tmp_path):
     """A real module called ``mmcv._ext`` on mmcv's path stands for compiled ops."""
     (tmp_path / '_ext.py').write_text('compiled = True\n')
     code = (
-        f'import mmcv; mmcv.__path__.insert(0, {str(tmp_path)!r}); import addp_backbone.mmcv_standin.finder as f; f.install(); '
+        f'import mmcv; mmcv.__path__.insert(0, {str(tmp_path)!r}); import addp_backbone.mmcv_standin.finder as f; '
+        'f.install(); '
         'import mmcv._ext as e; print(e.compiled)'
     )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'True\n'

@@ -132,7 +132,8 @@ def test_test_time_augmentation_predicts_too(segmentor: tuple[Path, Path], tiny_
         f'_base_ = {str(segmentor[0])!r}\n'
         'model = dict(_delete_=True, **_base_.tta_model, module=_base_.model)\n'
         "turn = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)]\n"
-        "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=["
+        "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), "
+        "dict(type='TestTimeAug', transforms=["
         "[dict(type='Resize', scale=(64, 48), keep_ratio=True)], turn, [dict(type='LoadAnnotations')],"
         " [dict(type='PackSegInputs')]])]))\n"
     )

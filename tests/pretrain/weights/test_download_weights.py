@@ -1,4 +1,4 @@
-"""tools/download_weights.py: interrupted downloads go on, and nothing takes a released file's place unless it loads as one."""
+"""tools/download_weights.py: interrupted downloads go on; only what loads as a released file becomes one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from running import load_tool
 
 from pretrain.weights import download as weights_download
-from pretrain.weights.download import GROUPS, DownloadError, check, download, names_of, place_of
+from pretrain.weights.download import GROUPS, DownloadError, check, download, names_of, path_of
 from pretrain.weights.published import PUBLISHED_FILES
 
 GOLDEN = Path(__file__).parents[3] / 'tests' / 'golden'
@@ -25,7 +25,7 @@ COMMIT = 'abc' + 37 * '0'
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files`` as the hub does, with ranges and ETags; the first ``cuts`` downloads end after ``cut_at`` bytes."""
+    """Serves ``files`` as the hub does; the first ``cuts`` downloads end after ``cut_at`` bytes."""
 
     def __init__(self) -> None:
         super().__init__(('127.0.0.1', 0), Handler)
@@ -166,7 +166,7 @@ def test_without_network_the_command_says_how_to_get_every_file_by_hand(
     assert load_tool('download_weights').main(['--root', str(tmp_path)]) == 1
     text = capsys.readouterr().err
     for name in GROUPS['all']:
-        assert str(place_of(name, tmp_path)) in text
+        assert str(path_of(name, tmp_path)) in text
     for published in PUBLISHED_FILES.values():
         assert published.page in text
 
@@ -188,16 +188,16 @@ def test_a_file_from_google_drive_is_checked_before_it_takes_its_place(
 
         return download
 
-    place = tmp_path / place_of('vqgan_jax_strongaug')
+    target = tmp_path / path_of('vqgan_jax_strongaug')
     monkeypatch.setattr(weights_download.gdown, 'download', fetch(b'<html>too many downloads</html>'))
     with pytest.raises(DownloadError, match='refused and removed'):
         download('vqgan_jax_strongaug', tmp_path)
-    assert list(place.parent.iterdir()) == []
+    assert list(target.parent.iterdir()) == []
     shapes = json.loads((GOLDEN / 'vqgan_jax_strongaug.keys.json').read_text())
     torch.save({name: torch.empty(shape, device='meta') for name, shape in shapes.items()}, tmp_path / 'vqgan')
     monkeypatch.setattr(weights_download.gdown, 'download', fetch((tmp_path / 'vqgan').read_bytes()))
     assert 'tensors load' in download('vqgan_jax_strongaug', tmp_path)
-    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
     assert asked[-1]['id'] == PUBLISHED_FILES['vqgan_jax_strongaug'].drive_id and asked[-1]['resume']
 
 
@@ -208,7 +208,7 @@ def test_inceptions_weights_have_the_checksum_in_their_name(
     monkeypatch.setattr(weights_download, 'URL_INCEPTION_V3', f'{server.url}/inception.pth')
     with pytest.raises(DownloadError, match='invalid hash value'):
         download('inception', tmp_path, quiet=True)
-    assert not (tmp_path / place_of('inception')).exists()
+    assert not (tmp_path / path_of('inception')).exists()
 
 
 def test_groups_name_what_each_size_needs_and_unknown_names_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Published checkpoints: every tensor of the key lists loads or is dropped with a reason; anything else raises with its name."""
+"""Published checkpoints: every tensor of the key lists loads or is dropped with a reason; others raise by name."""
 
 import argparse
 import json
