@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := addp_backbone pretrain experiments tools tests det_configs seg_configs docs setup.py
 
-.PHONY: quickstart miniature benchmark test setup check lint types format doctor docs pins clean-quickstart
+.PHONY: quickstart miniature benchmark test faults setup check lint types format doctor docs pins clean-quickstart
 
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
@@ -17,6 +17,10 @@ miniature: $(INSTALLED)
 # Two workers with one thread each: the tests are many and small.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+
+# Real runs that are signalled, killed and stopped: minutes.
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/faults
 
 setup: $(INSTALLED)
 

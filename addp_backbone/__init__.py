@@ -18,7 +18,15 @@ from addp_backbone.networks.pyramid import SimpleFeaturePyramid  # noqa: E402
 from addp_backbone.networks.segmentation_vit import ADDPSegViT  # noqa: E402
 from addp_backbone.networks.timm_vit import TimmViT  # noqa: E402
 from addp_backbone.networks.vit import ADDPViT  # noqa: E402
-from addp_backbone.runtime import class_check, optim_wrappers, saving, seeding  # noqa: E402, F401  (registers hooks, transforms and wrappers; mmcv's ops must be in place first)
+from addp_backbone.runtime import (  # noqa: E402  (registers hooks, transforms and wrappers; mmcv's ops come first)
+    class_check,  # noqa: F401
+    loaders,  # noqa: F401
+    optim_wrappers,  # noqa: F401
+    preemption,  # noqa: F401
+    saving,  # noqa: F401
+    seeding,  # noqa: F401
+    watchdog,  # noqa: F401
+)
 from addp_backbone.runtime.layer_decay import ViTLayerDecayConstructor  # noqa: E402
 
 __all__ = ['ADDPSegViT', 'ADDPViT', 'SimpleFeaturePyramid', 'TimmViT', 'ViTLayerDecayConstructor']

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from command_line import make_parser, run_command
+
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.networks.timm_vit.catalogue import supported_models
 from addp_backbone.networks.timm_vit.facts import TOLERANCE, Facts, check, collect, describe_versions
@@ -36,9 +38,9 @@ _TITLES = (
 )
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         'words', nargs='*', metavar='WORD', help='only models whose name, family or features hold every word'
     )
@@ -48,19 +50,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Lists or checks; returns 1 if a model differs from timm's."""
     if args.check:
-        try:
-            return report_check(args.check)
-        except ValueError as error:
-            print(f'error: {error}', file=sys.stderr)
-            return 1
+        return report_check(args.check)
     facts = [fact for fact in map(collect, supported_models()) if matches(fact, args.words)]
     if not facts:
-        print(f'error: no supported model holds all of {args.words}', file=sys.stderr)
-        return 1
+        raise ValueError(f'no supported model holds all of {args.words}')
     results = {fact.name: outcome(fact.name) for fact in facts} if args.check_all else {}
     rows = [row(fact, results.get(fact.name)) for fact in facts]
     titles = [*_TITLES, *(['equal to timm'] if results else [])]
@@ -151,6 +147,11 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         '|' + '---|' * len(titles),
     ]
     return '\n'.join([*lines, *('| ' + ' | '.join(line) + ' |' for line in rows)]) + '\n'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -21,13 +21,13 @@ from addp_backbone.checkpoint.locate import find_checkpoint
 from addp_backbone.checkpoint.storage import CheckpointError
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.config_checks import LaunchError, check_data
+from addp_backbone.runtime.distributed import start_processes, stop_processes
 from addp_backbone.runtime.launch import (
     add_arguments,
     draw_predictions,
     fit_to_device,
     load_config,
-    start_processes,
-    stop_processes,
+    set_timeouts,
 )
 from addp_backbone.runtime.runner import StageRunner
 from pretrain.data.labelled import settle_classes
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise LaunchError(f'{args.config} has no test_dataloader, so there is nothing to measure')
     check_data(cfg, 'test')
     settle_classes(cfg)
-    start_processes(args.launcher)
+    start_processes(args.launcher, set_timeouts(cfg))
     cfg.load_from, cfg.resume = str(checkpoint), False
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# torchrun as dist_train.sh and dist_test.sh need it: tools/torchrun.sh PROCESSES SCRIPT [arguments]
+# torchrun as dist_train.sh and dist_test.sh need it: tools/torchrun.sh PROCESSES SCRIPT [arguments]; see torchrun.py.
 set -euo pipefail
 processes=$1
-shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=$root/.venv/bin/python
@@ -17,11 +16,4 @@ if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     OMP_NUM_THREADS=$(($(getconf _NPROCESSORS_ONLN) / processes))
     export OMP_NUM_THREADS=$((OMP_NUM_THREADS > 0 ? OMP_NUM_THREADS : 1))
 fi
-nodes=${NNODES:-1}
-if [[ -z ${PORT:-} ]]; then
-    # Several machines have to agree on a port; on one machine a free one lets runs go side by side.
-    PORT=29500
-    [[ $nodes != 1 ]] || PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-fi
-exec "$PYTHON" -m torch.distributed.run --nnodes="$nodes" --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$PORT" --nproc_per_node="$processes" "$@"
+exec "$PYTHON" "$root/tools/torchrun.py" "$@"

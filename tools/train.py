@@ -2,15 +2,19 @@
 
 python tools/train.py CONFIG [--work-dir D] [--resume [CKPT]] [--amp] [--auto-scale-lr] [--cfg-options k=v ...]
 tools/dist_train.sh CONFIG PROCESSES [the same options]          several processes, with or without CUDA
+
+SIGTERM, SIGUSR1 and the first Ctrl-C save after the running iteration; exit code 85 then, and --resume goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
-from command_line import make_parser, run_command
+from command_line import OK, make_parser, run_command
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -18,20 +22,22 @@ from mmengine.registry import RUNNERS
 
 from addp_backbone.checkpoint.storage import CheckpointError
 from addp_backbone.runtime.config_checks import LaunchError, check_data
+from addp_backbone.runtime.distributed import is_first_process, start_processes, stop_processes, was_restarted
 from addp_backbone.runtime.launch import (
     add_arguments,
     fit_to_device,
     load_config,
     set_resume,
-    start_processes,
-    stop_processes,
+    set_timeouts,
     use_safe_hooks,
 )
 from addp_backbone.runtime.optim_wrappers import use_amp
+from addp_backbone.runtime.preemption import PREEMPTED, PreemptedError, catch_signals, leave_marker
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.saving import BadLossError
 from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
 from addp_backbone.runtime.short_schedules import fit_schedule
+from addp_backbone.runtime.work_dir import owned
 from pretrain.data.labelled import settle_classes
 
 
@@ -57,13 +63,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Prepares the config and trains."""
-    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    for split in ('train', 'val'):
-        check_data(cfg, split)
-    settle_classes(cfg)
-    world_size = start_processes(args.launcher)
+def run(args: argparse.Namespace) -> int:
+    """Prepares the config and trains; returns ``PREEMPTED`` if a signal ended the run after it had saved."""
+    with catch_signals():
+        cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        for split in ('train', 'val'):
+            check_data(cfg, split)
+        settle_classes(cfg)
+        world_size = start_processes(args.launcher, set_timeouts(cfg))
+        with owned(cfg.work_dir) if is_first_process(args.launcher) else nullcontext():
+            try:
+                train(cfg, args, world_size)
+            except PreemptedError as stop:
+                print_log(str(stop), logger='current', level=logging.WARNING)
+                stop_processes()
+                return OK if leave_marker() else PREEMPTED
+        stop_processes()
+        return OK
+
+
+def train(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
+    """Applies the options and runs the training."""
     table = (
         scale_to_batch(cfg, world_size)
         if args.auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable')
@@ -72,14 +92,17 @@ def run(args: argparse.Namespace) -> None:
     shortened = fit_schedule(cfg)
     if args.amp:
         use_amp(cfg)
-    set_resume(cfg, args.resume)
+    set_resume(cfg, args.resume or ('auto' if was_restarted() else None))
     use_safe_hooks(cfg, world_size)
     fit_to_device(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else StageRunner.from_cfg(cfg)  # FlexibleRunner for FSDP
     for line in filter(None, (table, shortened)):
         print_log(line, logger='current')
-    runner.train()
-    stop_processes()
+    try:
+        runner.train()
+    except PreemptedError:
+        runner.visualizer.close()  # writes what it holds back
+        raise
 
 
 def scale_to_batch(cfg: Config, world_size: int) -> str:

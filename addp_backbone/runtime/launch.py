@@ -1,7 +1,7 @@
 """From a command line to mmengine's Runner, the same for every stage and for training and testing.
 
-``tools/train.py`` and ``tools/test.py`` call, in this order: :func:`load_config`, :func:`start_processes`,
-:func:`check_data`, what is particular to them, :func:`fit_to_device`, and
+``tools/train.py`` and ``tools/test.py`` call, in this order: :func:`load_config`, :func:`check_data`,
+:func:`start_processes`, what is particular to them, :func:`fit_to_device`, and
 :class:`addp_backbone.runtime.runner.StageRunner`.
 """
 
@@ -11,36 +11,28 @@ import argparse
 import contextlib
 import importlib
 import io
-import os
-import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_distributed, is_main_process
 from mmengine.logging import print_log
 
 from addp_backbone.checkpoint.locate import find_checkpoint, find_resumable_checkpoint
 from addp_backbone.files.config_text import LiteralConfig
 from addp_backbone.runtime.config_checks import LaunchError, check_option_names, closest
+from addp_backbone.runtime.distributed import LAUNCHERS, TIMEOUT_S
+from addp_backbone.runtime.loaders import set_worker_timeouts
 from addp_backbone.runtime.optim_wrappers import avoid_cuda_amp
-from addp_backbone.runtime.processes import die_with_parent
 from addp_backbone.runtime.scale_lr import optim_wrappers
 
-LAUNCHERS = ('none', 'pytorch', 'slurm')
-TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-MMENGINE_EXCHANGE_FOLDER = Path(
-    '.dist_test'
-)  # where ranks hand their results to rank 0; left empty in the working directory
 HARMLESS_WARNINGS = (
     # gradient accumulation: schedules count batches, so they step before the optimizer does
     'Detected call of `scheduler.step',
     '`broadcast_buffers` is deprecated',  # how mmengine builds DistributedDataParallel
 )
+SAFE_HOOKS = ('SeedEachIteration', 'StopOnBadLoss', 'SaveWhenPreempted', 'WatchProcesses', 'CheckSharedMemory')
 VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
 
 
@@ -116,52 +108,6 @@ def _make_room(cfg: Config, options: dict[str, Any]) -> None:
             node = node[part]
 
 
-def start_processes(launcher: str) -> int:
-    """Joins the other processes of the run; on the CPU it makes the process group, as mmengine would ask for CUDA.
-
-    Also silences warnings of training and testing that mean nothing, for the whole process.
-
-    Args:
-        launcher: One of :data:`LAUNCHERS`.
-
-    Returns:
-        The number of processes.
-
-    Raises:
-        LaunchError: If the launcher did not set its environment variables.
-    """
-    for message in HARMLESS_WARNINGS:
-        warnings.filterwarnings('ignore', message=message)
-    if launcher == 'none':
-        return 1
-    if launcher == 'slurm':
-        _set_variables_from_slurm()
-    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
-    if missing:
-        raise LaunchError(
-            f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh CONFIG '
-            'PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out'
-        )
-    if launcher == 'pytorch':
-        die_with_parent()  # torchrun's processes would go on when it is killed
-    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):  # mmengine warns where it has to choose
-        os.environ.setdefault(name, os.environ.get('OMP_NUM_THREADS', '1'))
-    if not torch.cuda.is_available() and not is_distributed():
-        torch.distributed.init_process_group('gloo')
-    return int(os.environ['WORLD_SIZE'])
-
-
-def stop_processes() -> None:
-    """Leaves the process group after a run that went well."""
-    if not is_distributed():
-        return
-    torch.distributed.barrier()
-    if is_main_process():
-        with contextlib.suppress(OSError):  # absent, or another run is using it
-            MMENGINE_EXCHANGE_FOLDER.rmdir()
-    torch.distributed.destroy_process_group()
-
-
 def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
     """Without CUDA, replaces what needs it: SyncBN by BN, AmpOptimWrapper by bfloat16, DDP's device by none. Changes ``cfg``.
 
@@ -192,8 +138,21 @@ def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
         cfg.model_wrapper_cfg = wrapper
 
 
+def set_timeouts(cfg: Config) -> float:
+    """Sets the timeouts that a config leaves open, of data workers and of collective operations; changes ``cfg``.
+
+    Returns:
+        Seconds that a collective operation may take, ``env_cfg.dist_cfg.timeout``.
+    """
+    set_worker_timeouts(cfg)
+    environment = dict(cfg.get('env_cfg') or {})
+    options = dict(dict(timeout=TIMEOUT_S), **(environment.get('dist_cfg') or {}))
+    cfg.env_cfg = dict(environment, dist_cfg=options)
+    return options['timeout']
+
+
 def use_safe_hooks(cfg: Config, world_size: int) -> None:
-    """Lets a training config save atomically, stop on a bad loss and seed each iteration, also if its hook list was replaced.
+    """Adds what every training has, also if a config replaced its list of hooks (:data:`SAFE_HOOKS`, atomic saving).
 
     Args:
         cfg: Training config; changed in place.
@@ -207,7 +166,7 @@ def use_safe_hooks(cfg: Config, world_size: int) -> None:
         checkpoint.type = 'SafeCheckpointHook'
     hooks = list(cfg.get('custom_hooks') or [])
     present = {hook['type'] for hook in hooks}
-    hooks += [dict(type=name) for name in ('SeedEachIteration', 'StopOnBadLoss') if name not in present]
+    hooks += [dict(type=name) for name in SAFE_HOOKS if name not in present]
     cfg.custom_hooks = hooks
     if checkpoint and not checkpoint.get('by_epoch', True) and world_size > 1:
         for option, wrapper in optim_wrappers(cfg):
@@ -278,25 +237,6 @@ def import_quietly(module: str) -> None:
         importlib.import_module(module)
     rest = [line for line in printed.getvalue().splitlines() if not line.startswith('Could not import')]
     sys.stdout.writelines(f'{line}\n' for line in rest)
-
-
-def _set_variables_from_slurm() -> None:
-    """Sets torchrun's variables from Slurm's, where they are not set already.
-
-    Raises:
-        LaunchError: If this process was not started by srun.
-    """
-    if 'SLURM_PROCID' not in os.environ:
-        raise LaunchError('--launcher slurm but SLURM_PROCID is not set; start with tools/slurm_train.sh or srun')
-    os.environ.update(
-        RANK=os.environ['SLURM_PROCID'], LOCAL_RANK=os.environ['SLURM_LOCALID'], WORLD_SIZE=os.environ['SLURM_NTASKS']
-    )
-    os.environ.setdefault('MASTER_PORT', '29500')
-    if 'MASTER_ADDR' not in os.environ:
-        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
-        os.environ['MASTER_ADDR'] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[
-            0
-        ]
 
 
 def _replace_sync_bn(node: Any) -> int:

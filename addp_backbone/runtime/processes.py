@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+_SECONDS_AFTER_SIGTERM = 60
 
 
 def die_with_parent() -> None:
@@ -22,15 +23,27 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
+def outlive_signals() -> None:
+    """Lets a data worker survive the signals that a launcher sends to every process of a run, which still needs it.
+
+    SIGTERM ends it a minute later, so that one that hangs does not outlive the run.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
+
+
 class WorkerInit:
     """``worker_init_fn`` of a data loader: ties its workers to this process, then calls the loader's own.
 
     Args:
         inner: The loader's own, or None.
+        outlive_signals: Whether signals that ask a run to save and end leave its workers alone.
     """
 
-    def __init__(self, inner: Callable[[int], None] | None) -> None:
+    def __init__(self, inner: Callable[[int], None] | None, outlive_signals: bool = True) -> None:
         self.inner = inner
+        self.outlive_signals = outlive_signals
         self.parent = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
@@ -38,6 +51,8 @@ class WorkerInit:
         die_with_parent()
         if os.getppid() != self.parent:  # killed before it was asked
             os._exit(1)
+        if self.outlive_signals:
+            outlive_signals()
         if self.inner is not None:
             self.inner(worker_id)
 
@@ -45,4 +60,4 @@ class WorkerInit:
 def process_pool(num_workers: int) -> ProcessPoolExecutor:
     """A pool of processes, forked where that is possible, that end with this one."""
     context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=WorkerInit(None), initargs=(0,))
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=WorkerInit(None, False), initargs=(0,))

@@ -186,7 +186,7 @@ class SeedEachIteration(Hook):
             for name, parameter in _bare_model(runner).named_parameters()
             if parameter.grad is not None
         }
-        if _is_accumulating(runner) and gradients:
+        if is_accumulating(runner) and gradients:
             checkpoint[GRADIENTS_KEY] = gradients
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -199,7 +199,7 @@ class SeedEachIteration(Hook):
                 parameter.grad = gradients[name].to(parameter.device)
 
 
-def _is_accumulating(runner: Runner) -> bool:
+def is_accumulating(runner: Runner) -> bool:
     """Whether the optimizer has not stepped since the last gradients came."""
     wrapper = runner.optim_wrapper
     return getattr(wrapper, '_accumulative_counts', 1) > 1 and not wrapper.should_update()

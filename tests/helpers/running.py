@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import random
+import signal
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,9 +18,11 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.dist import get_rank
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 import addp_backbone  # noqa: F401  (registers hooks and samplers)
@@ -109,6 +114,54 @@ class ToyMetric(BaseMetric):
 
     def compute_metrics(self, results: list[float]) -> dict[str, float]:
         return dict(mean=sum(results) / len(results))
+
+
+@HOOKS.register_module(force=True)
+class SignalItself(Hook):
+    """Sends this process, or the launcher of the run, a signal in an iteration.
+
+    Args:
+        at: The iteration, counted from 1.
+        number: The signal.
+        rank: Which process does it.
+        to_launcher: Whether tools/torchrun.py gets it; the iterations that follow are slow, as it takes a moment.
+    """
+
+    def __init__(self, at: int, number: int, rank: int = 0, to_launcher: bool = False) -> None:
+        self.at, self.number, self.rank, self.to_launcher = at, number, rank, to_launcher
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if get_rank() == self.rank and runner.iter + 1 == self.at:
+            target = os.getpid()
+            if self.to_launcher:  # its child is torchrun, whose child this process is
+                stat = Path(f'/proc/{os.getppid()}/stat').read_text()
+                target = int(stat.rpartition(')')[2].split()[1])
+            os.kill(target, self.number)
+        if self.to_launcher and runner.iter + 1 >= self.at:
+            time.sleep(0.3)
+
+
+@HOOKS.register_module(force=True)
+class KillOnce(Hook):
+    """Kills this process in an iteration, unless the file ``flag`` says that it has done so before."""
+
+    def __init__(self, at: int, rank: int, flag: str) -> None:
+        self.at, self.rank, self.flag = at, rank, Path(flag)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if get_rank() == self.rank and runner.iter + 1 == self.at and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_toy_config(path: Path, **changes: Any) -> Path:
+    """Writes :func:`toy_config` as a file that tools/train.py reads where tests/helpers is on the path."""
+    cfg = toy_config(path.parent / 'unused', **changes)
+    cfg.pop('work_dir')
+    cfg.custom_imports = dict(imports=['addp_backbone', 'running'], allow_failed_imports=False)
+    cfg.randomness = dict(seed=7)
+    cfg.dump(path)
+    return path
 
 
 def toy_config(work_dir: Path, **changes: Any) -> Config:

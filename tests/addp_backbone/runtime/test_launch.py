@@ -15,7 +15,8 @@ from mmengine.config import Config
 from running import ROOT, run_command_line, run_tool
 
 from addp_backbone.runtime.config_checks import LaunchError, check_data
-from addp_backbone.runtime.launch import draw_predictions, fit_to_device, load_config, set_resume, start_processes
+from addp_backbone.runtime.distributed import start_processes
+from addp_backbone.runtime.launch import draw_predictions, fit_to_device, load_config, set_resume
 from addp_backbone.runtime.optim_wrappers import use_amp
 
 
