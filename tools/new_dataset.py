@@ -5,6 +5,12 @@ Detection, from COCO JSON files and image folders (boxes without masks choose Fa
     python tools/new_dataset.py det --out my_cars.py --train-json train.json --train-images images/train
         --val-json val.json --val-images images/val
 
+or from Pascal VOC, YOLO, labelme, Label Studio or CVAT, written as COCO JSON beside the config:
+
+    python tools/new_dataset.py det --out my_cells.py --train-labels Annotations --train-images JPEGImages
+        --train-list ImageSets/Main/train.txt --val-labels Annotations --val-images JPEGImages
+        --val-list ImageSets/Main/val.txt
+
 Segmentation, from image and mask folders and a class list (a text file with a name a line, or JSON):
 
     python tools/new_dataset.py seg --out my_streets.py --classes classes.txt --train-images images/train
@@ -26,8 +32,10 @@ from command_line import FAILED, OK, make_parser, print_error, run_command
 
 from tqdm import tqdm
 
-from addp_backbone.datasets.coco import DetectionSplit, check_detection
+from addp_backbone.datasets.coco import DetectionSplit, check_files
+from addp_backbone.datasets.coco_file import CocoFile
 from addp_backbone.datasets.findings import Findings
+from addp_backbone.datasets.formats.detect import FORMATS, read_annotations, read_class_names, read_split_list
 from addp_backbone.datasets.leaf import detection_leaf, mended_splits, segmentation_leaf, write_leaf
 from addp_backbone.datasets.mask_conversion import (
     BINARY,
@@ -107,8 +115,29 @@ def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what detection alone has."""
     for split, note in SPLIT_NOTES.items():
         parser.add_argument(
-            f'--{split}-json', type=Path, required=split == 'train', metavar='PATH', help=f'COCO JSON, {note}'
+            f'--{split}-json',
+            f'--{split}-labels',
+            dest=f'{split}_json',
+            type=Path,
+            required=split == 'train',
+            metavar='PATH',
+            help=f'COCO JSON, or a file or folder of another format, {note}',
         )
+        parser.add_argument(
+            f'--{split}-list',
+            type=Path,
+            metavar='FILE',
+            help='names of the images of the split, one a line (not for COCO; default: all in the folder)',
+        )
+    parser.add_argument(
+        '--format', choices=('auto', *FORMATS), default='auto', help='of the annotations (default: by what is there)'
+    )
+    parser.add_argument(
+        '--classes',
+        type=Path,
+        metavar='FILE',
+        help="class names in the model's order, as text, JSON or data.yaml (default: those of the annotations)",
+    )
     parser.add_argument('--box-only', action='store_true', help='ignore masks: train Faster R-CNN')
 
 
@@ -172,14 +201,23 @@ def compose(args: argparse.Namespace, findings: Findings) -> Composed:
 
 
 def compose_detection(args: argparse.Namespace, options: LeafOptions, findings: Findings) -> Composed:
-    """Checks a detection data set and composes its leaf config."""
+    """Checks a detection data set of any format and composes its leaf config."""
     splits = [DetectionSplit('train', args.train_json, args.train_images)]
     splits += [DetectionSplit('val', args.val_json, args.val_images)] if args.val_images else []
-    data = check_detection(splits, findings, args.workers, args.box_only, show_progress)
-    if not data.has_masks and not findings.num_errors:
-        print('no masks: Faster R-CNN is trained instead of Mask R-CNN')
+    lists = {'train': args.train_list, 'val': args.val_list}
+    classes = read_class_names(args.classes) if args.classes else None
+    files: dict[str, CocoFile] = {}
+    for split in splits:
+        names = read_split_list(lists[split.name]) if lists[split.name] else None
+        coco = read_annotations(split.ann_file, split.image_dir, findings, args.format, classes, names)
+        if coco is not None:
+            files[split.name] = coco
+            classes = classes or list(coco.categories.values())  # validation data are numbered as training data
+    data = check_files(splits, files, findings, args.workers, args.box_only, show_progress)
     if findings.num_errors:
         return Composed('', list(data.classes), data.num_train_images)
+    if not data.has_masks:
+        print('no masks: Faster R-CNN is trained instead of Mask R-CNN')
     splits, mended = mended_splits(options.out, splits, data)
     return Composed(detection_leaf(options, splits, data), list(data.classes), data.num_train_images, mended)
 

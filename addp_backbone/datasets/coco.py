@@ -173,6 +173,8 @@ def _check_box(file: Path, where: str, record: Record, image: Record, findings: 
     box = record['bbox']
     x, y, width, height = box
     shown = f'bbox {box}, image {image["width"]} x {image["height"]}'
+    if min(width, height) == 0 and record['iscrowd']:
+        return
     if width <= 0 or height <= 0:
         findings.error('box empty or inverted', file, where, f'bbox {box}: width and height must be positive')
         return
