@@ -1,10 +1,17 @@
-"""Makes backbone weights out of a pre-training checkpoint.
+"""Makes backbone weights out of a pre-training checkpoint, or with ``--whole`` a detector out of a detectron2 one.
 
     python tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth
+    python tools/convert_checkpoint.py model_final_61ccd1.pkl exp/release/vitdet-base-maskrcnn.pth --whole
 
 The result serves ``init_cfg=dict(type='Pretrained', checkpoint=DST)`` of ``ADDPViT``, with ``--for segmentor`` that of
-``ADDPSegViT`` and with ``--for classifier`` that of ``ClassifierViT`` (which also take SRC itself). Nothing in SRC is executed. Exit code 0 only if every tensor of the
-trunk was found; otherwise 1, and nothing is written.
+``ADDPSegViT`` and with ``--for classifier`` that of ``ClassifierViT`` (which also take SRC itself). Nothing in SRC is
+executed. Exit code 0 only if every tensor of the trunk was found; otherwise 1, and nothing is written.
+
+With ``--whole`` SRC is Mask R-CNN or Cascade Mask R-CNN of detectron2's ViTDet project on COCO (its README lists the
+files of ViT-B, L and H), and DST a checkpoint of ``det_configs/vitdet_{base,large,huge}_{maskrcnn,cascade}.py``, which
+tools/test.py evaluates and tools/predict.py uses. Training starts from it by ``--cfg-options load_from=DST
+model.backbone.init_cfg=None``, also with another number of classes: the layers that this changes start anew, and the
+log names them.
 """
 
 import argparse
@@ -23,7 +30,9 @@ from addp_backbone.checkpoint.convert import (
     read_checkpoint,
     write_atomically,
 )
+from addp_backbone.checkpoint.detector import convert_detector
 
+DEFAULT_IMG_SIZE = 256
 ENDINGS = ('.pth', '.pt', '.safetensors')
 
 
@@ -38,10 +47,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--img-size',
         type=int,
-        default=256,
         metavar='PX',
-        help="the backbone's pretrain_img_size: position embeddings are resized to its grid (default 256; "
-        '0 keeps the grid of SRC)',
+        help="the backbone's pretrain_img_size: position embeddings are resized to its grid (default "
+        f'{DEFAULT_IMG_SIZE}, with --whole 0; 0 keeps the grid of SRC)',
     )
     parser.add_argument(
         '--patch-size', type=int, default=16, metavar='PX', help="the backbone's patch size (0 keeps that of SRC)"
@@ -53,6 +61,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='backbone',
         help='segmentor (ADDPSegViT) and classifier keep cls_token, its position and the final norm',
     )
+    parser.add_argument(
+        '--whole',
+        action='store_true',
+        help="a detector of detectron2's ViTDet with pyramid and heads, as one checkpoint",
+    )
     return parser.parse_args(argv)
 
 
@@ -63,15 +76,38 @@ def print_report(report: ConversionReport) -> None:
         f'mapped    {len(report.state_dict)} tensors of the backbone'
         + (f', {len(report.neck_state_dict)} of the pyramid' if report.neck_state_dict else '')
     )
-    for note in report.notes:
+    print_changes(report.notes, report.dropped)
+    for name in report.missing:
+        print(f'MISSING   {name}')
+
+
+def print_changes(notes: list[str], dropped: dict[str, str]) -> None:
+    """Prints notes, and dropped tensors grouped by reason."""
+    for note in notes:
         print(f'note      {note}')
     by_reason = defaultdict(list)
-    for name, reason in report.dropped.items():
+    for name, reason in dropped.items():
         by_reason[reason].append(name)
     for reason, names in by_reason.items():
         print(f'dropped   {len(names)} ({reason}): {", ".join(names[:6])}{" ..." if len(names) > 6 else ""}')
-    for name in report.missing:
-        print(f'MISSING   {name}')
+
+
+def convert_whole(args: argparse.Namespace) -> None:
+    """Converts a whole detector.
+
+    Raises:
+        CheckpointError: If an option does not go with ``--whole``, or the file cannot be used.
+    """
+    if args.target != 'backbone' or args.format not in ('auto', 'detectron2'):
+        raise CheckpointError('--whole converts detectors of detectron2: leave out --for and --format')
+    report = convert_detector(read_checkpoint(args.src), args.img_size or None)
+    print(f'format    detectron2, {report.kind}')
+    print(f'mapped    {len(report.state_dict)} tensors of the detector')
+    print_changes(report.notes, report.dropped)
+    write_atomically(report.state_dict, args.dst)
+    print(
+        f'config    {report.config or "none of this size: inherit from det_configs/vitdet_base_" + report.kind + ".py"}'
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -80,10 +116,14 @@ def run(args: argparse.Namespace) -> None:
         raise CheckpointError(f'DST must end in {", ".join(ENDINGS)}, got {args.dst}')
     if args.dst.resolve() == args.src.resolve():
         raise CheckpointError(f'SRC and DST are the same file, {args.src}')
+    if args.whole:
+        convert_whole(args)
+        print(f'written   {args.dst}')
+        return
     report = convert_state_dict(
         read_checkpoint(args.src),
         args.format,
-        args.img_size or None,
+        (DEFAULT_IMG_SIZE if args.img_size is None else args.img_size) or None,
         args.patch_size or None,
         keep_cls=args.target != 'backbone',
     )

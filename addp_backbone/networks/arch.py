@@ -36,7 +36,8 @@ class Arch:
     def global_attn_indices(self) -> tuple[int, ...]:
         """0-based blocks with global attention: evenly spaced, the last block always among them.
 
-        Four for 8 blocks and more (ViTDet: base 2, 5, 8, 11; large 5, 11, 17, 23), fewer for shallower networks.
+        Four for 8 blocks and more (ViTDet: base 2, 5, 8, 11; large 5, 11, 17, 23; huge 7, 15, 23, 31), fewer for
+        shallower networks.
         """
         num_global = min(4, max(1, self.depth // 2))
         return tuple(self.depth * (i + 1) // num_global - 1 for i in range(num_global))
@@ -69,6 +70,7 @@ PRESETS: dict[str, Arch] = {
     'tiny': Arch(width=192, depth=4, num_heads=3),  # ours: for tests, debugging and laptops
     'base': Arch(width=768, depth=12, num_heads=12),
     'large': Arch(width=1024, depth=24, num_heads=16),
+    'huge': Arch(width=1280, depth=32, num_heads=16),  # ViTDet's and MAE's; ADDP has none
 }
 
 

@@ -34,7 +34,7 @@ class ADDPViT(BaseModule):
     unpublished.
 
     Args:
-        arch: 'tiny', 'base', 'large' or ``dict(width=, depth=, num_heads=)``.
+        arch: 'tiny', 'base', 'large', 'huge' or ``dict(width=, depth=, num_heads=)``.
         img_size: Side of the images, in pixels, that the relative-position tables of global blocks are made for. Inputs
             of any other size work: the tables are interpolated.
         patch_size: Side of a patch, in pixels.

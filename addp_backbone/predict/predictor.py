@@ -230,7 +230,10 @@ def find_classes(meta: Mapping[str, Any], cfg: Config, num_classes: int | None) 
         Names and colours; where no source fits, 'class 0' and so on in colours of ours.
     """
     dataset = cfg.test_dataloader.dataset
-    kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
+    kind = dataset.type
+    if isinstance(kind, str):  # get() alone looks in mmengine's registry, which does not have the libraries' data sets
+        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            kind = registry.get(kind)
     for source in (meta.get('dataset_meta'), dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
         names = (source or {}).get('classes')
         if names and (num_classes is None or len(names) == num_classes):

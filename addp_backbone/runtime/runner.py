@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from addp_backbone.checkpoint.errors import CheckpointError
-from addp_backbone.checkpoint.matching import match_tensors, unwrap_state_dict
+from addp_backbone.checkpoint.matching import Mismatch, listed, match_tensors, unwrap_state_dict
 from addp_backbone.runtime.processes import WorkerInit
+
+CLASS_LAYERS = {'fc_cls', 'fc_reg', 'conv_logits', 'conv_seg', 'head'}  # their shapes follow from the number of classes
 
 
 class StageRunner(Runner):
-    """mmengine's Runner, but resuming and testing refuse a checkpoint that does not hold all the weights.
+    """mmengine's Runner, but checkpoints have to fit.
 
-    Starting from weights (``load_from`` in training) stays lenient, as heads may differ in their number of classes;
-    mmengine logs what differs. Data workers end with the run, also if it is killed.
+    Resuming and testing refuse a checkpoint that does not hold all the weights. Training from weights (``load_from``)
+    takes one of another number of classes: the layers that this changes start anew, as does what the file lacks; both
+    are named in the log. Data workers end with the run, also if it is killed.
     """
 
     @staticmethod
@@ -38,16 +42,53 @@ class StageRunner(Runner):
         """Loads ``filename`` as mmengine does.
 
         Raises:
-            CheckpointError: If resuming or testing, and tensors are missing, left over or of another shape.
+            CheckpointError: If resuming or testing, and tensors are missing, left over or of another shape; in training
+                from weights, if another layer than those that depend on the classes has another shape, or none fits.
         """
         checkpoint = super().load_checkpoint(filename, map_location, strict, revise_keys or [(r'^module\.', '')])
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        weights = unwrap_state_dict(checkpoint)
         if self._resume or testing:
-            model = self.model
-            while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-                model = model.module
-            check_weights(filename, unwrap_state_dict(checkpoint), model.state_dict())
+            check_weights(filename, weights, model.state_dict())
+        else:
+            print_log(describe_start(filename, weights, model.state_dict()), logger='current')
         return checkpoint
+
+
+def describe_start(path: str, given: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str:
+    """Says what a training takes from a checkpoint that may be of another number of classes.
+
+    Args:
+        path: The file, for messages.
+        given: Its tensors; ``module.`` in front of a name is passed over.
+        wanted: The model's tensors.
+
+    Returns:
+        Text with every tensor that starts anew, and the first of those that are not used.
+
+    Raises:
+        CheckpointError: If no tensor fits, or one differs otherwise than by the number of classes.
+    """
+    found = match_tensors({name.removeprefix('module.'): tensor for name, tensor in given.items()}, wanted)
+    of_classes = {name: shapes for name, shapes in found.shapes.items() if CLASS_LAYERS & set(name.split('.'))}
+    wrong = Mismatch(shapes={n: s for n, s in found.shapes.items() if n not in of_classes}, kinds=found.kinds)
+    num_taken = len(wanted) - len(found.missing) - len(found.shapes) - len(found.kinds)
+    if wrong or not num_taken:
+        raise CheckpointError(
+            f'{path} cannot be started from (load_from): {num_taken} of {len(wanted)} tensors fit, and these differ '
+            f'though no number of classes changes them: {" ".join(wrong.lines()) or "none"}. Use a config of the same '
+            'backbone and heads'
+        )
+    anew = [f'{name} {given_shape} instead of {shape}' for name, (given_shape, shape) in of_classes.items()]
+    return (
+        f'start from {path}: {num_taken} of {len(wanted)} tensors. '
+        f'Start anew, number of classes: {", ".join(anew) or "none"}. '
+        f'Start anew, not in the file: {", ".join(found.missing) or "none"}. '
+        f'In the file, not used: {listed(found.unexpected)}'
+    )
 
 
 def check_weights(path: str, given: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
