@@ -12,20 +12,23 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from timm.layers import LayerNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from addp_backbone.networks.arch import vitdet_decay_rate
 
 BACKBONE = 'backbone'
-# ChannelLN is a LayerNorm; _NormBase are batch, instance and synchronised norms.
+# _NormBase: batch, instance and synchronised norms. timm's LayerNorm2d, the norm of pyramid and heads, is an
+# nn.LayerNorm, but detectron2's class of that kind is not, so that to its rule it is a layer like others.
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
 WRAPPER_NAMES = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', '_orig_mod.')  # inserted in parameter names
 
 
 def _is_norm_or_pos_embed(module: nn.Module, name: str, param: nn.Parameter) -> bool:
-    """ViTDet: no decay on norms and absolute position embeddings; biases and relative positions decay."""
-    return isinstance(module, NORM_LAYERS) or name.rpartition('.')[2] == 'pos_embed'
+    """ViTDet: no decay on token norms and absolute position embeddings; channel norms and biases decay, too."""
+    is_norm = isinstance(module, NORM_LAYERS) and not isinstance(module, LayerNorm2d)
+    return is_norm or name.rpartition('.')[2] == 'pos_embed'
 
 
 def _is_1d(module: nn.Module, name: str, param: nn.Parameter) -> bool:
@@ -38,10 +41,16 @@ def _is_1d_or_embedding(module: nn.Module, name: str, param: nn.Parameter) -> bo
     return param.ndim <= 1 or name.rpartition('.')[2] in ('pos_embed', 'cls_token')
 
 
+def _is_nothing(module: nn.Module, name: str, param: nn.Parameter) -> bool:
+    """ViTDet's ViT-H: everything decays."""
+    return False
+
+
 NO_WEIGHT_DECAY: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
     'norm_and_pos_embed': _is_norm_or_pos_embed,
     '1d': _is_1d,
     '1d_and_embeddings': _is_1d_or_embedding,
+    'nothing': _is_nothing,
 }
 
 
@@ -55,11 +64,11 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg: mmengine's optimizer wrapper config; its ``optimizer`` needs ``lr``.
-        paramwise_cfg: ``decay_rate`` in (0, 1], 1 giving every layer the same rate, or 'vitdet' (by the backbone's depth,
-            :func:`vitdet_decay_rate`), and ``no_weight_decay``, the
-            parameters without weight decay: 'norm_and_pos_embed' (default; ViTDet's, where biases do decay), '1d'
-            (MAE's for UperNet) or '1d_and_embeddings' (MAE's for classification: also position embedding and cls
-            token).
+        paramwise_cfg: ``decay_rate`` in (0, 1], 1 giving every layer the same rate, or 'vitdet' (by the backbone's
+            depth, :func:`vitdet_decay_rate`), and ``no_weight_decay``, the parameters without weight decay:
+            'norm_and_pos_embed' (default; ViTDet's, where biases and the channel norms of pyramid and heads do decay),
+            '1d' (MAE's for UperNet), '1d_and_embeddings' (MAE's for classification: also position embedding and cls
+            token) or 'nothing' (ViTDet's for ViT-H, where everything decays).
 
     Raises:
         ValueError: If an option is missing, unknown or out of range.

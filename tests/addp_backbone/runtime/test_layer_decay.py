@@ -84,7 +84,7 @@ def test_factors_equal_detectron2s_exactly(shared_dir: Path) -> None:
     assert len(factors) == len(golden['lr_factors']), 'every parameter has exactly one factor'
 
 
-@pytest.mark.parametrize(('arch', 'decay_rate'), [('base', 0.7), ('large', 0.8)])
+@pytest.mark.parametrize(('arch', 'decay_rate'), [('base', 0.7), ('large', 0.8), ('huge', 0.9)])
 def test_factors_of_the_real_sizes_follow_from_the_depth(arch: str, decay_rate: float) -> None:
     depth = get_arch(arch).depth
     with torch.device('meta'):
@@ -109,11 +109,25 @@ def test_vitdet_convention_spares_norms_and_position_embeddings_but_not_biases()
         f'{name}.{kind}'
         for name, module in model.named_modules()
         for kind in ('weight', 'bias')
-        if type(module).__name__ in ('LayerNorm', 'LayerNorm2d', 'BatchNorm2d')
+        if type(module).__name__ in ('LayerNorm', 'BatchNorm2d')
     }
     assert spared == norms | {'backbone.pos_embed'}
-    assert {'backbone.tokenizer_norm.weight', 'head.1.weight', 'head.2.bias'} <= spared
+    assert {'backbone.tokenizer_norm.weight', 'head.2.weight', 'head.2.bias'} <= spared
     assert decays['backbone.blocks.0.attn.qkv.bias'] == decays['backbone.blocks.0.attn.rel_pos_h'] == 0.1
+
+
+def test_channel_norms_of_pyramid_and_heads_decay_as_to_detectron2_they_are_no_layer_norms() -> None:
+    model = _small_model()
+    decays = _settings(model, _build(model, decay_rate=0.7), 'weight_decay')
+    of_channels = [name for name, module in model.named_modules() if type(module).__name__ == 'LayerNorm2d']
+    assert len(of_channels) == 9 + 1, "the pyramid's and the head's"
+    assert {decays[f'{name}.{kind}'] for name in of_channels for kind in ('weight', 'bias')} == {0.1}
+
+
+def test_vit_huge_of_vitdet_spares_nothing() -> None:
+    model = _small_model()
+    decays = _settings(model, _build(model, decay_rate=0.9, no_weight_decay='nothing'), 'weight_decay')
+    assert set(decays.values()) == {0.1} and len(decays) == len(list(model.parameters()))
 
 
 def test_mae_convention_spares_exactly_the_1d_parameters() -> None:
