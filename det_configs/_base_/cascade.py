@@ -1,7 +1,7 @@
-"""Model: Cascade Mask R-CNN, i.e. the Mask R-CNN beside with three box heads in a row (ViTDet).
+"""Model: Cascade Mask R-CNN, i.e. the Mask R-CNN beside with three box heads in a row and one mask head (ViTDet).
 
-Values are detectron2's, which ViTDet keeps, but for ``stage_loss_weights``: detectron2 weighs the stages equally and
-scales their gradient into the pyramid by 1/3, for which mmdet has no option; its own weights are taken (assumption).
+Values and procedure are detectron2's, which ViTDet keeps: proposals are sampled once, stages weigh the same and send a
+third of their gradient into the pyramid, class probabilities are averaged (``Detectron2CascadeRoIHead``).
 """
 
 _base_ = './maskrcnn.py'
@@ -9,16 +9,14 @@ _base_ = './maskrcnn.py'
 model = dict(
     type='CascadeRCNN',
     roi_head=dict(
-        type='CascadeRoIHead',
-        num_stages=3,
-        stage_loss_weights=[1, 0.5, 0.25],
+        type='addp_backbone.detection.cascade.Detectron2CascadeRoIHead',
         bbox_head=[
             dict(
                 _base_.model.roi_head.bbox_head,
-                reg_class_agnostic=True,
+                reg_class_agnostic=True,  # d2
                 bbox_coder=dict(_base_.model.roi_head.bbox_head.bbox_coder, target_stds=[xy, xy, wh, wh]),
             )
-            for xy, wh in ((0.1, 0.2), (0.05, 0.1), (1 / 30, 1 / 15))
+            for xy, wh in ((0.1, 0.2), (0.05, 0.1), (1 / 30, 1 / 15))  # d2
         ],
     ),
     train_cfg=dict(
@@ -27,7 +25,7 @@ model = dict(
                 _base_.model.train_cfg.rcnn,
                 assigner=dict(_base_.model.train_cfg.rcnn.assigner, pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou),
             )
-            for iou in (0.5, 0.6, 0.7)
+            for iou in (0.5, 0.6, 0.7)  # d2; only the first stage samples
         ]
     ),
 )

@@ -30,7 +30,7 @@ model = dict(
     ),
     neck=dict(type='SimpleFeaturePyramid', out_channels=256, scales=(4, 2, 1, 0.5), num_outs=5),  # ViTDet
     rpn_head=dict(
-        type='RPNHead',
+        type='addp_backbone.detection.heads.Detectron2RPNHead',  # d2: losses averaged over 256 anchors an image
         in_channels=256,
         feat_channels=256,
         num_convs=2,  # ViTDet
@@ -65,6 +65,11 @@ model = dict(
                 type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]
             ),  # d2
             reg_class_agnostic=False,  # d2
+            init_cfg=[  # d2
+                dict(type='Normal', std=0.01, override=dict(name='fc_cls')),
+                dict(type='Normal', std=0.001, override=dict(name='fc_reg')),
+                dict(type='Caffe2Xavier', override=dict(name='shared_fcs')),  # mmdet's own is wider, std 0.0121
+            ],
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
             loss_bbox=dict(type='L1Loss', loss_weight=1.0),
         ),  # d2: smooth L1 with beta 0
@@ -75,25 +80,23 @@ model = dict(
             featmap_strides=[4, 8, 16, 32],
         ),
         mask_head=dict(
-            type='FCNMaskHead',
+            type='addp_backbone.detection.heads.Detectron2MaskHead',  # d2: its last layer starts with std 0.001
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,
             norm_cfg=norm_cfg,
             num_classes=80,
             class_agnostic=False,  # d2
+            # d2's mean over all positive boxes of a GPU; a departure in scale: ViTDet has 1 image a GPU, the leaves 8
             loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
         ),
     ),
     train_cfg=dict(
         rpn=dict(  # d2
             assigner=dict(
-                type='MaxIoUAssigner',
+                type='addp_backbone.detection.assigner.Detectron2Assigner',
                 pos_iou_thr=0.7,
                 neg_iou_thr=0.3,
-                min_pos_iou=0.3,
-                match_low_quality=True,
-                ignore_iof_thr=-1,
             ),
             sampler=dict(type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
             allowed_border=-1,

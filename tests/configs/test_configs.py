@@ -27,7 +27,9 @@ from addp_backbone.networks.arch import get_arch
 from addp_backbone.networks.fit import backbone_values
 
 LEAVES = leaf_configs()
-TRAINABLE = [leaf for leaf in LEAVES if not leaf.endswith(('_ms.py', '_fsdp.py'))]
+TRAINABLE = [  # ViTDet's own are at toy size what ADDP's of the same kind are
+    leaf for leaf in LEAVES if not leaf.endswith(('_ms.py', '_fsdp.py')) and '/vitdet_' not in leaf
+]
 DETECTORS = [leaf for leaf in TRAINABLE if leaf.startswith('det_configs')]
 
 
@@ -153,6 +155,44 @@ def test_cascade_differs_from_mask_rcnn_in_its_box_heads_alone(arch: str) -> Non
     assert cascade.to_dict() == plain.to_dict()
 
 
+@pytest.mark.parametrize('kind', ['maskrcnn', 'cascade'])
+@pytest.mark.parametrize('arch', ['base', 'large'])
+def test_vitdet_leaf_differs_from_addps_in_the_weights_it_starts_from_alone(arch: str, kind: str) -> None:
+    ours, theirs = (_load(f'det_configs/{name}_{arch}_{kind}.py') for name in ('addp', 'vitdet'))
+    assert theirs.model.backbone.pretrain_img_size == 224 and 'mae' in theirs.model.backbone.init_cfg.checkpoint
+    theirs.model.backbone.update(pretrain_img_size=256, init_cfg=ours.model.backbone.init_cfg)
+    assert theirs.to_dict() == ours.to_dict()
+
+
+@pytest.mark.parametrize('kind', ['maskrcnn', 'cascade'])
+def test_vitdets_huge_leaf_is_its_recipe(kind: str) -> None:
+    cfg, large = _load(f'det_configs/vitdet_huge_{kind}.py'), _load(f'det_configs/vitdet_large_{kind}.py')
+    backbone = cfg.model.backbone
+    assert (backbone.arch, backbone.drop_path_rate) == ('huge', 0.5)
+    assert get_arch('huge').global_attn_indices == (7, 15, 23, 31)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_rate=0.9, no_weight_decay='nothing')
+    assert cfg.train_cfg.max_iters == 184375 * 3 // 4
+    assert cfg.param_scheduler[1].milestones == [step * 3 // 4 for step in large.param_scheduler[1].milestones]
+    assert cfg.model.roi_head == large.model.roi_head
+
+
+def test_heads_start_as_detectron2s() -> None:
+    model = _load('det_configs/addp_base_maskrcnn.py').model
+    model.backbone.update(arch='tiny', init_cfg=None)
+    model.neck.in_channels = 192
+    init_default_scope('mmdet')
+    heads = MODELS.build(model).roi_head
+    heads.init_weights()
+    box_fc = heads.bbox_head.shared_fcs[0].weight
+    assert box_fc.std().item() == pytest.approx(1 / (3 * 256 * 49 / 3) ** 0.5, rel=0.02)
+    assert box_fc.abs().max().item() == pytest.approx((3 / (256 * 49)) ** 0.5, rel=0.01), 'uniform'
+    assert heads.mask_head.conv_logits.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert heads.bbox_head.fc_cls.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert heads.bbox_head.fc_reg.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    deconv = heads.mask_head.upsample.weight
+    assert deconv.std().item() == pytest.approx((2 / (256 * 4)) ** 0.5, rel=0.05)
+
+
 @pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if 'timm_' not in leaf])
 def test_widths_follow_from_the_arch(leaf: str) -> None:
     model = _load(leaf).model
@@ -224,6 +264,12 @@ def test_docstring_tells_command_published_value_and_what_we_measured(leaf: str)
         'addp_large_maskrcnn.py': '54.6',
         'addp_base_upernet.py': '48.1',
         'addp_large_upernet.py': '54.3',
+        'vitdet_base_maskrcnn.py': '51.6',
+        'vitdet_large_maskrcnn.py': '55.5',
+        'vitdet_huge_maskrcnn.py': '56.7',
+        'vitdet_base_cascade.py': '54.0',
+        'vitdet_large_cascade.py': '57.6',
+        'vitdet_huge_cascade.py': '58.7',
     }
     assert f'published {published.get(Path(leaf).name, "")}' in docstring or '_tiny_' in leaf
 
