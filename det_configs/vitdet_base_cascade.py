@@ -1,4 +1,4 @@
-"""ViT-B of ViTDet, Cascade Mask R-CNN, COCO, 100 epochs from MAE's weights: the recipe and the model that detectron2 has.
+"""ViT-B of ViTDet, Cascade Mask R-CNN, COCO, 100 epochs from MAE's weights: detectron2's recipe and model.
 
 Released file: ``model_final_435fa9.pkl`` (model id 325358525 in the README of detectron2's projects/ViTDet). ``python
 tools/convert_checkpoint.py model_final_435fa9.pkl exp/release/vitdet-base-cascade.pth --whole``, then ``python

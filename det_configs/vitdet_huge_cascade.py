@@ -1,4 +1,4 @@
-"""ViT-H of ViTDet, Cascade Mask R-CNN, COCO, 75 epochs from MAE's weights: the recipe and the model that detectron2 has.
+"""ViT-H of ViTDet, Cascade Mask R-CNN, COCO, 75 epochs from MAE's weights: detectron2's recipe and model.
 
 Released file: ``model_final_f05665.pkl`` (model id 328730692 in the README of detectron2's projects/ViTDet). ``python
 tools/convert_checkpoint.py model_final_f05665.pkl exp/release/vitdet-huge-cascade.pth --whole``, then ``python

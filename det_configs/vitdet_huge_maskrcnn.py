@@ -1,4 +1,4 @@
-"""ViT-H of ViTDet, Mask R-CNN, COCO, 75 epochs from MAE's weights: the recipe and the model that detectron2 has.
+"""ViT-H of ViTDet, Mask R-CNN, COCO, 75 epochs from MAE's weights: detectron2's recipe and model.
 
 Released file: ``model_final_7224f1.pkl`` (model id 329145471 in the README of detectron2's projects/ViTDet). ``python
 tools/convert_checkpoint.py model_final_7224f1.pkl exp/release/vitdet-huge-maskrcnn.pth --whole``, then ``python

@@ -1,4 +1,4 @@
-"""ViT-L of ViTDet, Cascade Mask R-CNN, COCO, 100 epochs from MAE's weights: the recipe and the model that detectron2 has.
+"""ViT-L of ViTDet, Cascade Mask R-CNN, COCO, 100 epochs from MAE's weights: detectron2's recipe and model.
 
 Released file: ``model_final_1a9f28.pkl`` (model id 328021305 in the README of detectron2's projects/ViTDet). ``python
 tools/convert_checkpoint.py model_final_1a9f28.pkl exp/release/vitdet-large-cascade.pth --whole``, then ``python

@@ -1,4 +1,4 @@
-"""ViT-L of ViTDet, Mask R-CNN, COCO, 100 epochs from MAE's weights: the recipe and the model that detectron2 has.
+"""ViT-L of ViTDet, Mask R-CNN, COCO, 100 epochs from MAE's weights: detectron2's recipe and model.
 
 Released file: ``model_final_6146ed.pkl`` (model id 325599698 in the README of detectron2's projects/ViTDet). ``python
 tools/convert_checkpoint.py model_final_6146ed.pkl exp/release/vitdet-large-maskrcnn.pth --whole``, then ``python

@@ -1,4 +1,4 @@
-"""Whole detectors of detectron2's ViTDet: every released kind converts, loads strictly and predicts; a gap is refused."""
+"""Whole detectors of ViTDet: every released kind converts, loads strictly and predicts; a gap is refused."""
 
 from __future__ import annotations
 
@@ -134,7 +134,10 @@ def test_any_head_or_pyramid_tensor_of_another_shape_is_refused(kind: str) -> No
 @pytest.mark.parametrize(
     'change, message',
     [
-        (lambda w: w | {'roi_heads.box_head.fc2.weight': torch.zeros(1)}, r'Unknown to the model: roi_heads.box_head.fc2.weight'),
+        (
+            lambda w: w | {'roi_heads.box_head.fc2.weight': torch.zeros(1)},
+            r'Unknown to the model: roi_heads.box_head.fc2.weight',
+        ),
         (lambda w: w | {'backbone.net.blocks.0.attn.bias': torch.zeros(1)}, 'backbone.*|blocks.0.attn.bias'),
         (lambda w: w | {'something': torch.zeros(1)}, 'Unknown to the model: something'),
         (lambda w: {n: t for n, t in w.items() if 'blocks.1.mlp.fc1.bias' not in n}, 'Missing: backbone.blocks.1.mlp'),
