@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import sys
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from golden_detector import build, detector_config
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from PIL import Image
 from released_detectors import RELEASED, Sizes, shapes
-from running import load_tool
+from running import load_tool, logged_losses, run_tool
 from small_configs import REPOSITORY
 from torch import Tensor
 
@@ -200,3 +202,54 @@ def test_training_from_a_file_of_another_backbone_is_refused() -> None:
         describe_start('the.pth', other, model.state_dict())
     with pytest.raises(CheckpointError, match=r'0 of \d+ tensors fit'):
         describe_start('the.pth', {'w': torch.zeros(1)}, model.state_dict())
+
+
+@pytest.fixture
+def converted(convert, tmp_path: Path) -> Path:
+    """A converted cascade of 80 classes."""
+    torch.save({'model': _random('cascade')}, tmp_path / 'source.pth')
+    assert convert(tmp_path / 'source.pth', tmp_path / 'detector.pth', '--whole')[0] == 0
+    return tmp_path / 'detector.pth'
+
+
+def _on_tiny_coco(cfg: Config, root: Path) -> Config:
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = f'{root}/'
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = f'{root}/annotations/instances_val2017.json'
+    cfg.train_dataloader.dataset.pipeline[2].update(scale=(IMAGE_PX, IMAGE_PX), crop_size=(IMAGE_PX, IMAGE_PX))
+    return cfg
+
+
+def test_the_test_tool_evaluates_a_converted_file(converted: Path, tiny_coco: Path, tmp_path: Path) -> None:
+    cfg = _on_tiny_coco(_tiny_config('cascade'), tiny_coco)
+    cfg.test_dataloader.dataset.ann_file = cfg.test_evaluator.ann_file = str(_named_as_coco(tiny_coco, tmp_path))
+    cfg.model.test_cfg.rcnn.score_thr = 0.0
+    cfg.dump(tmp_path / 'leaf.py')
+    run_tool('test', tmp_path / 'leaf.py', converted, '--work-dir', tmp_path / 'run', '--out', tmp_path / 'ap.json')
+    assert 'coco/bbox_mAP' in (tmp_path / 'ap.json').read_text(encoding='utf-8')
+
+
+def _named_as_coco(root: Path, folder: Path) -> Path:
+    """The validation annotations with COCO's 80 categories; the shapes are persons, bicycles and cars."""
+    content = json.loads((root / 'annotations' / 'instances_val2017.json').read_text(encoding='utf-8'))
+    names = CocoDataset.METAINFO['classes']
+    content['categories'] = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
+    (folder / 'val.json').write_text(json.dumps(content), encoding='utf-8')
+    return folder / 'val.json'
+
+
+def test_training_starts_from_a_converted_file_with_other_classes(
+    converted: Path, tiny_coco: Path, tmp_path: Path
+) -> None:
+    cfg = _on_tiny_coco(_tiny_config('cascade', num_classes=3), tiny_coco)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.metainfo = dict(classes=('disc', 'box', 'wedge'))
+    cfg.train_cfg.update(max_iters=1, val_interval=10)
+    cfg.default_hooks.logger.interval = 1
+    cfg.load_from = str(converted)
+    cfg.dump(tmp_path / 'leaf.py')
+    run_tool('train', tmp_path / 'leaf.py', '--work-dir', tmp_path / 'run')
+    assert {'s0.loss_cls', 's2.loss_bbox', 'loss_mask'} <= logged_losses(tmp_path / 'run')[1].keys()
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text(encoding='utf-8')
+    assert 'Start anew, number of classes: roi_head.bbox_head.0.fc_cls.weight (81, 16) instead of (4, 16)' in log
