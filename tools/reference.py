@@ -9,20 +9,24 @@ Exit code 1 if a value has drifted.
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import FAILED, OK, make_parser, run_command
 
 from addp_backbone.files.atomic import replace_file
 from experiments.reference_values import PAGE, check, insert, load, render
 
 
-def main(words: list[str] | None = None) -> int:
-    """Compares, prints or writes; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument('--drifted', action='store_true', help='print only what has drifted')
     parser.add_argument('--write', action='store_true', help='renew the tables of docs/reference.md')
-    args = parser.parse_args(words)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares, prints or writes; returns 1 if a value has drifted."""
     sources, tables = load()
     findings = check(tables)
     drifted = [finding for finding in findings if finding.has_drifted]
@@ -35,7 +39,12 @@ def main(words: list[str] | None = None) -> int:
     if args.write and not drifted:
         replace_file(PAGE, insert(PAGE.read_text(encoding='utf-8'), render(sources, tables)))
         print(f'written {PAGE}')
-    return int(bool(drifted))
+    return FAILED if drifted else OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == '__main__':

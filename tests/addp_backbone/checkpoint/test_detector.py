@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,14 +64,9 @@ def _tiny_config(kind: str, num_classes: int = 80) -> Config:
 
 
 @pytest.fixture
-def convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def convert(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Calls tools/convert_checkpoint.py; returns its exit code and what it printed."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', *map(str, words)])
-        return load_tool('convert_checkpoint').main(), *capsys.readouterr()
-
-    return run
+    return lambda *words: (load_tool('convert_checkpoint').main([*map(str, words)]), *capsys.readouterr())
 
 
 @pytest.mark.parametrize('kind', KINDS)
