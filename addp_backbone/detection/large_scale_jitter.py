@@ -1,40 +1,51 @@
 """Large-scale jitter (LSJ) for detection in one step: random flip, random size, random crop, with masks.
 
-It gives what mmdet's ``LoadAnnotations``, ``RandomFlip``, ``RandomResize``, ``RandomCrop`` and ``FilterAnnotations``
-give one after another, from the same draws of numpy's global generator, but does no work on what the crop throws away:
-it draws size and place first, decodes the masks of objects in the crop only, each within its box, and resizes the part
-of the image up to the crop's end.
+It gives what detectron2's pipeline of ViTDet gives (``projects/ViTDet/configs/common/coco_loader_lsj.py``): the same
+draws from numpy's global generator, the same boxes and masks, and the same pixels to a grey level. It does no work on
+what the crop throws away: it draws first, and enlarges only the part of the image up to the crop's end.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 from mmengine.registry import TRANSFORMS
+
+from addp_backbone.detection.geometry import Geometry, transform_image
 
 
 @TRANSFORMS.register_module()
 class LargeScaleJitter:
-    """Flips an image at random, resizes it to a random scale with its aspect ratio, and cuts a random place out if it is too large.
+    """Flips and resizes an image at random, keeping its aspect ratio, and cuts a random window out if it is too large.
 
-    Equal to mmdet's steps: boxes, labels, flags, masks, and the image. Boxes are made anew from the cropped masks
-    (ViTDet); without masks they are the clipped ones. Objects outside the crop go; an image that lost all objects
-    stays, as a negative.
+    As detectron2: polygons are flipped, scaled and clipped as polygons, and boxes are the extents of what is left of
+    them. A mask in RLE is sampled at the pixels' centres; its box is that of its pixels. Objects that are not in the
+    window are dropped; an image that lost all objects stays, as a negative. Shrinking averages over the pixels that
+    vanish (antialiasing, as Pillow's bilinear filter); enlarging interpolates linearly.
+
+    Annotations that leave the image are cut by the window only: to the right of and below an image that is smaller than
+    the window, they stay (as in detectron2; COCO has none).
+
+    Departures from detectron2: crowds are kept, flagged as ignored, which changes nothing unless an assigner has
+    ``ignore_iof_thr`` above 0. Polygons and RLE may be mixed. Whole numbers in polygons are scaled as real numbers.
 
     Reads ``img`` (H, W, C) and ``instances``. Writes ``img`` (h, w, C; a view of an array in C, h, w order, which is
     how ``PackDetInputs`` wants it), ``img_shape``, ``scale_factor``, ``flip``, ``flip_direction``, ``gt_bboxes``,
     ``gt_bboxes_labels``, ``gt_ignore_flags``, and with masks ``gt_masks``
-    (:class:`~addp_backbone.detection.boxed_masks.BoxedMasks`).
+    (:class:`~addp_backbone.detection.instance_masks.InstanceMasks`).
 
     Args:
         scale: Width and height in pixels into which the image fits at ratio 1.
         ratio_range: Smallest and largest ratio; drawn uniformly.
-        crop_size: Width and height in pixels of the crop.
+        crop_size: Width and height in pixels of the window.
         flip_prob: Probability of a horizontal flip.
-        with_mask: Whether the instances have masks.
-        min_box_px: Boxes not wider and higher than this are dropped.
+        with_mask: Whether the instances have masks. Without, boxes are the annotated ones, flipped, scaled and clipped
+            to the image.
+        min_box_px: Objects whose boxes are not wider and higher than this are dropped; detectron2's 1e-5 by default.
+
+    Raises:
+        ValueError: If ``ratio_range`` is not ascending and above 0.
     """
 
     def __init__(
@@ -44,7 +55,7 @@ class LargeScaleJitter:
         crop_size: tuple[int, int],
         flip_prob: float = 0.5,
         with_mask: bool = True,
-        min_box_px: float = 1e-2,
+        min_box_px: float = 1e-5,
     ) -> None:
         low, high = ratio_range
         if not 0 < low <= high:
@@ -55,21 +66,22 @@ class LargeScaleJitter:
         self.min_box_px = min_box_px
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Applies the step to one sample."""
+        """Applies the step to one sample.
+
+        Raises:
+            KeyError: If masks are wanted and an object has no segmentation; the message has the image's path.
+            ValueError: If a segmentation is not usable; likewise.
+        """
         height, width = results['img'].shape[:2]
-        flip, (new_w, new_h), (x, y, w, h) = self._draw(height, width)
-        results['img'] = _crop_of_resized(
-            cv2.flip(results['img'], 1) if flip else results['img'], (new_w, new_h), (x, y, w, h)
-        )
+        geometry = self._draw(height, width)
+        results['img'] = transform_image(results['img'], geometry)
         results.update(
-            img_shape=(h, w),
-            scale_factor=(new_w / width, new_h / height),
-            flip=flip,
-            flip_direction='horizontal' if flip else None,
+            img_shape=geometry.crop_size[::-1],
+            scale_factor=geometry.scale,
+            flip=geometry.flip,
+            flip_direction='horizontal' if geometry.flip else None,
         )
-        self._add_objects(
-            results, _nearest(new_w, width)[x : x + w], _nearest(new_h, height)[y : y + h], (height, width), (x, y)
-        )
+        self._add_objects(results, geometry)
         return results
 
     def __repr__(self) -> str:
@@ -78,114 +90,40 @@ class LargeScaleJitter:
             f'flip_prob={self.flip_prob}, with_mask={self.with_mask}, min_box_px={self.min_box_px})'
         )
 
-    def _draw(self, height: int, width: int) -> tuple[bool, tuple[int, int], tuple[int, int, int, int]]:
-        """Whether to flip, the resized image's width and height, and the crop's x, y, width and height in it."""
-        from mmcv import rescale_size
+    def _draw(self, height: int, width: int) -> Geometry:
+        """Three draws, as detectron2's: flip, ratio, and one for both offsets of the crop."""
+        flip = bool(np.random.uniform() < self.flip_prob)
+        ratio = np.random.uniform(*self.ratio_range)
+        offset = np.random.uniform()
+        scale = min(self.scale[1] * ratio / height, self.scale[0] * ratio / width)
+        new_w, new_h = max(round(width * scale), 1), max(round(height * scale), 1)
+        spare_w, spare_h = max(new_w - self.crop_size[0], 0), max(new_h - self.crop_size[1], 0)
+        corner = round(spare_w * offset), round(spare_h * offset)
+        return Geometry(flip, (width, height), (new_w, new_h), corner, self.crop_size)
 
-        flip = bool(np.random.random_sample() < self.flip_prob)
-        low, high = self.ratio_range
-        ratio = np.random.random_sample() * (high - low) + low
-        new_w, new_h = rescale_size((width, height), tuple(int(side * ratio) for side in self.scale))
-        w, h = min(self.crop_size[0], new_w), min(self.crop_size[1], new_h)
-        y = int(np.random.randint(0, new_h - h + 1))
-        x = int(np.random.randint(0, new_w - w + 1))
-        return flip, (new_w, new_h), (x, y, w, h)
-
-    def _add_objects(
-        self,
-        results: dict[str, Any],
-        columns: np.ndarray,
-        rows: np.ndarray,
-        size: tuple[int, int],
-        corner: tuple[int, int],
-    ) -> None:
-        """Adds boxes, labels, flags and masks of the objects in the crop, whose pixels are ``columns`` and ``rows`` of the flipped source."""
+    def _add_objects(self, results: dict[str, Any], geometry: Geometry) -> None:
+        """Adds boxes, labels, flags and masks of the objects in the crop."""
         from mmdet.structures.bbox import HorizontalBoxes
 
-        from addp_backbone.detection.boxed_masks import BoxedMasks
+        from addp_backbone.detection.ground_truth import transform_boxes, transform_masks
+        from addp_backbone.detection.instance_masks import InstanceMasks
 
         instances = results.get('instances', [])
-        boxes = HorizontalBoxes(np.array([instance['bbox'] for instance in instances], dtype=np.float32).reshape(-1, 4))
-        if results['flip']:
-            boxes.flip_(size)
-        boxes.rescale_(results['scale_factor'])
-        boxes.translate_([-corner[0], -corner[1]])
-        boxes.clip_(results['img_shape'])
-        inside = boxes.is_inside(results['img_shape']).numpy()
-        instances = [instance for instance, keep in zip(instances, inside, strict=True) if keep]
-        boxes = boxes[inside]
-        ignored = [bool(instance['ignore_flag']) for instance in instances]
         masks = None
         if self.with_mask:
-            cutouts = [_cutout(instance, columns, rows, size, results['flip']) for instance in instances]
-            ignored = [flag or cutout is None for flag, cutout in zip(ignored, cutouts, strict=True)]
-            found = [cutout or _NOTHING for cutout in cutouts]
-            masks = BoxedMasks(
-                [pixels for pixels, _ in found], np.array([place for _, place in found]), *results['img_shape']
-            )
-            boxes = HorizontalBoxes(masks.boxes())
-        keep = ((boxes.widths > self.min_box_px) & (boxes.heights > self.min_box_px)).numpy()
-        results['gt_bboxes'] = boxes[keep]
-        results['gt_bboxes_labels'] = np.array([instance['bbox_label'] for instance in instances], dtype=np.int64)[keep]
+            try:
+                objects = transform_masks(instances, geometry)
+            except (KeyError, ValueError) as error:
+                raise type(error)(f'{results.get("img_path", "an image")}: {error.args[0]}') from error
+            masks = InstanceMasks(objects, *results['img_shape'])
+            boxes = masks.boxes()
+        else:
+            boxes = transform_boxes([instance['bbox'] for instance in instances], geometry)
+        keep = (boxes[:, 2:] - boxes[:, :2] > self.min_box_px).all(axis=1)
+        labels = [instance['bbox_label'] for instance in instances]
+        ignored = [bool(instance['ignore_flag']) for instance in instances]
+        results['gt_bboxes'] = HorizontalBoxes(boxes[keep])
+        results['gt_bboxes_labels'] = np.array(labels, dtype=np.int64)[keep]
         results['gt_ignore_flags'] = np.array(ignored, dtype=bool)[keep]
         if masks is not None:
             results['gt_masks'] = masks[keep]
-
-
-_NOTHING = np.zeros((0, 0), np.uint8), (0, 0)
-
-
-def _nearest(new_length: int, length: int) -> np.ndarray:
-    """Source index of each pixel of a side resized to ``new_length``, as OpenCV's nearest neighbour has it; ascending."""
-    return np.minimum(np.floor(np.arange(new_length) * (1 / (new_length / length))).astype(np.int64), length - 1)
-
-
-def _crop_of_resized(image: np.ndarray, new_size: tuple[int, int], crop: tuple[int, int, int, int]) -> np.ndarray:
-    """The crop (x, y, width, height) of the image bilinearly resized to ``new_size``; a view of (C, h, w) memory.
-
-    Source pixels beyond the crop's lower right end are left out, and two more keep the border's interpolation as it
-    was. Those before its beginning stay: without them OpenCV's sampling places would shift by a fraction of a pixel.
-    """
-    (new_w, new_h), (x, y, w, h) = new_size, crop
-    height, width = image.shape[:2]
-    scale_x, scale_y = new_w / width, new_h / height
-    end_x, end_y = int(np.ceil((x + w) / scale_x)) + 2, int(np.ceil((y + h) / scale_y)) + 2
-    if end_x < width or end_y < height:
-        resized = cv2.resize(image[:end_y, :end_x], None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_LINEAR)
-    else:
-        resized = cv2.resize(image, new_size, interpolation=cv2.INTER_LINEAR)
-    resized = resized[y : y + h, x : x + w]
-    if resized.ndim == 2:
-        return resized
-    planes = np.empty((resized.shape[2], h, w), dtype=resized.dtype)
-    cv2.split(resized, list(planes))
-    return planes.transpose(1, 2, 0)
-
-
-def _cutout(
-    instance: dict[str, Any], columns: np.ndarray, rows: np.ndarray, size: tuple[int, int], flip: bool
-) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """An object's pixels in the crop, cut to their box, and the box's x and y; None if its segmentation is not valid."""
-    from addp_backbone.detection.boxed_masks import decode_segmentation
-
-    height, width = size
-    if 'mask' not in instance:
-        raise KeyError(
-            'an object has no segmentation, wanted polygons or RLE; for data with boxes only set with_mask=False in '
-            'LargeScaleJitter and take a Faster R-CNN config'
-        )
-    decoded = decode_segmentation(instance['mask'], height, width)
-    if decoded is None:
-        return None
-    source, left, top = decoded
-    if not source.size:
-        return _NOTHING
-    if flip:
-        source, left = source[:, ::-1], width - left - source.shape[1]
-    x, x_end = np.searchsorted(columns, (left, left + source.shape[1]))
-    y, y_end = np.searchsorted(rows, (top, top + source.shape[0]))
-    if x == x_end or y == y_end:
-        return _NOTHING
-    pixels = np.take(np.take(source, columns[x:x_end] - left, axis=1), rows[y:y_end] - top, axis=0)
-    box_x, box_y, box_w, box_h = cv2.boundingRect(pixels)  # rows and columns at the border may be empty now
-    return np.ascontiguousarray(pixels[box_y : box_y + box_h, box_x : box_x + box_w]), (int(x) + box_x, int(y) + box_y)

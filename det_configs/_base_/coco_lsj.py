@@ -11,7 +11,7 @@ train_pipeline = [
         type='SeedAugmentation'
     ),  # the draws below follow from seed and stream position, so that a resumed run repeats them
     dict(type='LoadImage'),
-    # ViTDet: flip, scale, crop; boxes are made anew from the cropped masks; the preprocessor pads to 1024. An image
+    # ViTDet: flip, scale, crop; boxes are the extents of the clipped polygons; the preprocessor pads to 1024. An image
     # that lost all its objects stays, as a negative
     dict(
         type='LargeScaleJitter',

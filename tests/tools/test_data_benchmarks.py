@@ -15,14 +15,19 @@ from tools.benchmark.pairs import Measured
 MEGABYTE = 1e-3  # in units of 10^9 bytes
 
 
-def test_lsj_of_ours_and_of_mmdet_give_the_same_images_boxes_and_masks(tmp_path: Path) -> None:
+def test_lsj_of_ours_and_of_mmdet_read_the_same_images_and_objects(tmp_path: Path) -> None:
     write_shapes(tmp_path / 'shapes', ShapeSettings(48, 64, train_scenes=3, val_scenes=0))
-    job = lsj.Job(
-        tmp_path / 'shapes' / 'instances_train.json', tmp_path / 'shapes' / 'images' / 'train', num_images=6, side_px=64
-    )
-    ours, boxed, peer = lsj.prepare_ours(job, True), lsj.prepare_ours(job, False), lsj.prepare_peer(job)
+    annotations, images = tmp_path / 'shapes' / 'instances_train.json', tmp_path / 'shapes' / 'images' / 'train'
+    lsj.store_like_coco(annotations, images)
+    job = lsj.Job(annotations, images, num_images=6, side_px=64, ratio_range=(1, 1))  # neither resized nor cropped
+    ours, *peers = lsj.prepare_ours(job), lsj.prepare_peer(job, True), lsj.prepare_peer(job, False)
     for _ in range(2):
-        assert ours() == boxed() == peer()
+        found = np.reshape(ours(), (-1, 3))
+        for peer in peers:
+            wanted = np.reshape(peer(), (-1, 3))
+            assert np.array_equal(found[:, [0, 2]], wanted[:, [0, 2]])  # pixels, number of masks
+            assert (np.abs(found - wanted)[:, 1] <= 4 * found[:, 2]).all()  # boxes, a pixel a side
+            assert wanted[:, 2].min() > 0
 
 
 def test_evaluations_in_the_benchmark_give_the_same_twelve_numbers() -> None:
