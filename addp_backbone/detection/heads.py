@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmdet.models.dense_heads import RPNHead
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.models.task_modules.samplers import SamplingResult
 from mmengine.registry import MODELS
-from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import nn
+
+from addp_backbone.detection.mask_head import BatchTargetMaskHead
 
 MASK_PREDICTOR_STD = 0.001
 
@@ -33,11 +31,8 @@ class Detectron2RPNHead(RPNHead):
 
 
 @MODELS.register_module()
-class Detectron2MaskHead(FCNMaskHead):
-    """mmdet's mask head; its last layer starts from normal(0, 0.001), as detectron2's does, instead of Kaiming's std.
-
-    Targets are cut out of an object's mask by the sampled box as it is. mmdet clips the box to the image first, which
-    stretches the target of an object's own box where that reaches beyond the image.
+class Detectron2MaskHead(BatchTargetMaskHead):
+    """mmdet's mask head with detectron2's targets and, for its last layer, detectron2's start: normal(0, 0.001).
 
     The arguments are those of ``FCNMaskHead``. Source: detectron2, ``modeling/roi_heads/mask_head.py``.
     """
@@ -46,28 +41,3 @@ class Detectron2MaskHead(FCNMaskHead):
         """Initialises as ``FCNMaskHead`` does, then the predictor anew."""
         super().init_weights()
         nn.init.normal_(self.conv_logits.weight, std=MASK_PREDICTOR_STD)
-
-    def get_targets(
-        self, sampling_results: list[SamplingResult], batch_gt_instances: list[InstanceData], rcnn_train_cfg: Any
-    ) -> Tensor:
-        """Cuts the targets of all positive boxes.
-
-        Args:
-            sampling_results: Each image's samples: boxes (x1, y1, x2, y2 in pixels) and which object each is of.
-            batch_gt_instances: Each image's objects with ``masks``.
-            rcnn_train_cfg: ``mask_size``, the side of a target in pixels.
-
-        Returns:
-            (all positive boxes, mask_size, mask_size) float of 0 and 1, in the order of the samples.
-        """
-        size = (rcnn_train_cfg.mask_size,) * 2
-        targets = []
-        for samples, truth in zip(sampling_results, batch_gt_instances, strict=True):
-            boxes = samples.pos_priors
-            if not len(boxes):
-                targets.append(boxes.new_zeros((0, *size)))
-                continue
-            owners = samples.pos_assigned_gt_inds.cpu().numpy()
-            masks = truth.masks.crop_and_resize(boxes.cpu().numpy(), size, owners, device=boxes.device)
-            targets.append(torch.from_numpy(masks.to_ndarray()).to(boxes))
-        return torch.cat(targets)

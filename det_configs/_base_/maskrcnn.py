@@ -46,8 +46,8 @@ model = dict(
     roi_head=dict(
         type='StandardRoIHead',
         bbox_roi_extractor=dict(
-            type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),  # d2
+            type='addp_backbone.detection.roi_extractor.Float32RoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0, use_torchvision=True),  # d2
             out_channels=256,
             featmap_strides=[4, 8, 16, 32],
         ),
@@ -74,13 +74,13 @@ model = dict(
             loss_bbox=dict(type='L1Loss', loss_weight=1.0),
         ),  # d2: smooth L1 with beta 0
         mask_roi_extractor=dict(
-            type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),  # d2
+            type='addp_backbone.detection.roi_extractor.Float32RoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0, use_torchvision=True),  # d2
             out_channels=256,
             featmap_strides=[4, 8, 16, 32],
         ),
         mask_head=dict(
-            type='addp_backbone.detection.heads.Detectron2MaskHead',  # d2: its last layer starts with std 0.001
+            type='addp_backbone.detection.heads.Detectron2MaskHead',  # d2: its targets; its last layer starts with std 0.001
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,
@@ -98,7 +98,13 @@ model = dict(
                 pos_iou_thr=0.7,
                 neg_iou_thr=0.3,
             ),
-            sampler=dict(type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
+            sampler=dict(
+                type='addp_backbone.detection.sampler.DeviceRandomSampler',
+                num=256,
+                pos_fraction=0.5,
+                neg_pos_ub=-1,
+                add_gt_as_proposals=False,
+            ),
             allowed_border=-1,
             pos_weight=-1,
             debug=False,
@@ -115,7 +121,13 @@ model = dict(
                 match_low_quality=False,
                 ignore_iof_thr=-1,
             ),
-            sampler=dict(type='RandomSampler', num=512, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
+            sampler=dict(
+                type='addp_backbone.detection.sampler.DeviceRandomSampler',
+                num=512,
+                pos_fraction=0.25,
+                neg_pos_ub=-1,
+                add_gt_as_proposals=True,
+            ),
             mask_size=28,
             pos_weight=-1,
             debug=False,
