@@ -126,6 +126,19 @@ def test_targets_of_cutouts_are_those_of_bitmaps_up_to_the_images_edges() -> Non
     assert 0.05 < wanted.mean() < 0.95
 
 
+def test_at_every_edge_of_the_image_targets_of_cutouts_are_those_of_bitmaps() -> None:
+    """A mask of single pixels, and boxes of two pixels: interpolation beyond the last centres decides."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 2, (8, 8), dtype=np.uint8)
+    pixels[[0, -1]], pixels[:, [0, -1]] = [1, 0] * 4, np.array([[1, 0] * 4] * 2).T
+    masks = InstanceMasks([Cutout(pixels, 0, 0)], 8, 8)
+    bitmaps = BitmapMasks(pixels[None], 8, 8)
+    for x, y in ((0, 3), (6, 3), (3, 0), (3, 6)):
+        boxes = np.array([[x, y, x + 2, y + 2]], np.float32)
+        wanted = bitmaps.crop_and_resize(boxes, (28, 28), np.array([0])).masks
+        assert np.array_equal(masks.crop_and_resize(boxes, (28, 28), np.array([0])).masks, wanted)
+
+
 def test_targets_of_both_kinds_together_are_those_of_each_alone() -> None:
     rng = np.random.default_rng(3)
     masks = mixed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from addp_backbone.detection.instance_masks import InstanceMasks
 from addp_backbone.detection.mask_head import BatchTargetMaskHead
@@ -184,10 +186,27 @@ def test_every_candidate_is_as_likely() -> None:
     assert (shares - 0.1).abs().max() < 0.015
 
 
-def test_the_permutation_is_made_where_the_boxes_are() -> None:
-    with FakeTensorMode():
-        gallery = torch.empty(1000, dtype=torch.long, device='cuda')
-        assert DeviceRandomSampler(num=4, pos_fraction=0.5).random_choice(gallery, 3).device.type == 'cuda'
+class RecordDevices(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.devices.add(result.device.type)
+        return result
+
+
+def test_nothing_of_a_choice_is_made_elsewhere_than_where_the_boxes_are() -> None:
+    devices = {}
+    for cls in (DeviceRandomSampler, RandomSampler):
+        with FakeTensorMode():
+            gallery = torch.empty(1000, dtype=torch.long, device='cuda')
+            with RecordDevices() as mode:
+                cls(num=4, pos_fraction=0.5).random_choice(gallery, 3)
+        devices[cls] = mode.devices
+    assert devices == {DeviceRandomSampler: {'cuda'}, RandomSampler: {'cpu', 'cuda'}}
 
 
 def test_too_few_candidates_are_refused() -> None:
