@@ -1,8 +1,7 @@
 """ADDP ViT-B, UperNet, ADE20K, 160k iterations. Recipe: MAE; the paper's own values are unpublished.
 
-Command: ``tools/dist_train.sh seg_configs/addp_base_upernet.py 8 --amp`` (8 GPUs x 2 images). Weights: ``python
-tools/convert_checkpoint.py exp/release/addp-vit-base-16.pth exp/release/addp-vit-base-16.backbone.pth``. mIoU:
-published 48.1; measured: not run.
+Command: ``tools/dist_train.sh seg_configs/addp_base_upernet.py 8 --amp`` (8 GPUs x 2 images). Weights: the released
+file itself, or any checkpoint of ADDP, MAE, MAGE or timm. mIoU: published 48.1; measured: not run.
 """
 
 _base_ = [

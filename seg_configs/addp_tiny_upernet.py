@@ -31,6 +31,8 @@ resized_to = (
 model = dict(
     data_preprocessor=dict(size=crop_size, test_cfg=dict(size=crop_size)),
     backbone=dict(
+        _delete_=True,
+        type='ADDPViT',  # any image size, without cls token
         arch='tiny',
         img_size=256,
         patch_size=8,
@@ -38,11 +40,16 @@ model = dict(
         window_size=0,
         rel_pos=False,
         drop_path_rate=0.0,
+        out_indices='upernet',
         init_cfg=None,
     ),
     neck=dict(embed_dim=width, rescales=[2, 1, 0.5, 0.25], norm_cfg=norm_cfg),
-    decode_head=dict(in_channels=[width] * 4, channels=num_channels, norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=width, channels=num_channels, norm_cfg=norm_cfg),
+    decode_head=dict(
+        in_channels=[width] * 4, channels=num_channels, norm_cfg=norm_cfg, loss_decode=dict(avg_non_ignore=True)
+    ),
+    auxiliary_head=dict(
+        in_channels=width, channels=num_channels, norm_cfg=norm_cfg, loss_decode=dict(avg_non_ignore=True)
+    ),
     test_cfg=dict(crop_size=crop_size, stride=(170, 170)),
 )
 

@@ -11,6 +11,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -20,6 +21,7 @@ from addp_backbone.checkpoint.locate import find_latest_checkpoint
 from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
 
 ATOMIC_BACKEND = 'atomic_local'
+MIN_LOSS_SCALE = 1.0  # smaller ones mean that no scale makes the gradients finite
 
 
 class BadLossError(RuntimeError):
@@ -78,7 +80,11 @@ class SafeCheckpointHook(CheckpointHook):
 
 @HOOKS.register_module()
 class StopOnBadLoss(Hook):
-    """Stops the run when a loss is not finite and never saves such weights, so that the last checkpoint stays good."""
+    """Stops the run when a loss is not finite and never saves such weights, so that the last checkpoint stays good.
+
+    With a loss scale (float16) a loss that is not finite costs one step, which the scaler skips before it halves the
+    scale; the run stops only when the scale falls under :data:`MIN_LOSS_SCALE`. The log has ``loss_scale`` then.
+    """
 
     priority = 'VERY_HIGH'  # before anything is saved
 
@@ -90,11 +96,20 @@ class StopOnBadLoss(Hook):
         Raises:
             BadLossError: With the iteration, the entries, the last checkpoint and what to try.
         """
+        scale = _loss_scale(runner)
+        if scale is not None:
+            runner.message_hub.update_scalar('train/loss_scale', scale)
         losses = {
             name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if 'loss' in name
         }
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
-        if bad:
+        if bad and scale is not None and scale >= MIN_LOSS_SCALE:
+            print_log(
+                f'at iteration {runner.iter + 1} {_list(bad)}: the step is skipped, the loss scale is now {scale:g}',
+                logger='current',
+                level=logging.WARNING,
+            )
+        elif bad:
             raise BadLossError(f'at iteration {runner.iter + 1} {_list(bad)}. {_advice(runner)}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -103,12 +118,23 @@ class StopOnBadLoss(Hook):
         Raises:
             BadLossError: With the names of the tensors.
         """
-        bad = [name for name, parameter in runner.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
-        if bad:
+        for kind, tensors in (
+            ('parameters', runner.model.named_parameters()),
+            ('buffers', runner.model.named_buffers()),  # running means see the images of skipped steps too
+        ):
+            bad = [name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())]
+            if not bad:
+                continue
             raise BadLossError(
-                f'at iteration {runner.iter + 1} {len(bad)} parameters are not finite, among them '
-                f'{", ".join(bad[:3])}; the model is not saved. {_advice(runner)}'
+                f'at iteration {runner.iter + 1} {len(bad)} {kind} are not finite, among them {", ".join(bad[:3])}; the '
+                f'model is not saved. {_advice(runner)}'
             )
+
+
+def _loss_scale(runner: Runner) -> float | None:
+    """The scale of the loss in float16; None where losses are not scaled."""
+    scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
 
 
 def _is_not_about_file_client(record: logging.LogRecord) -> bool:

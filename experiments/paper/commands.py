@@ -58,7 +58,10 @@ def _convert(plan: Plan, settings: Settings, init: Initialization, task: str) ->
         name, more = 'classifier', ['--for', 'classifier', '--img-size', 0, '--patch-size', 0]
     else:
         backbone = Config.fromfile(REPOSITORY / settings.recipe.training[task].config).model.backbone
-        name, more = 'backbone', ['--img-size', backbone.pretrain_img_size, '--patch-size', backbone.patch_size]
+        if backbone.type == 'ADDPSegViT':  # resizes positions itself when it loads
+            name, more = 'segmentor', ['--for', 'segmentor', '--img-size', 0, '--patch-size', backbone.patch_size]
+        else:
+            name, more = 'backbone', ['--img-size', backbone.pretrain_img_size, '--patch-size', backbone.patch_size]
     return plan.add(
         f'{settings.model}/{init.name}/{name}',
         'convert_checkpoint',

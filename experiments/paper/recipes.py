@@ -136,7 +136,7 @@ RECIPES = {
             DETECTION: Cost(1980, 17, VITDET_BASIS),
             SEGMENTATION: Cost(350, 22, 'assumption, A100'),
         },
-        '; learning rate and layer decay are assumptions',
+        "; learning rate and layer decay are BEiT's for ViT-L",
     ),
     'tiny': Recipe(
         generator='pretrain/configs/addp_tiny.py',

@@ -31,7 +31,6 @@ from pretrain.data import image_folder, labelled  # noqa: F401  (registers them)
 from pretrain.data.transforms import ImageSample
 from pretrain.training import epoch_loop, hooks, optimizers  # noqa: F401  (registers them)
 
-FC_NORM_EPS = 1e-5  # published fine-tuning
 BATCH_NORM_EPS = 1e-6  # MAE's linear probe
 _MAY_BE_LEFT_OUT = ('norm.', 'tokenizer_norm.')  # tensors of a file that the config may do without
 FINE_TUNING_STD, LINEAR_PROBE_STD = 2e-5, 0.01  # of the initial weights of the last layer (MAE)
@@ -175,8 +174,9 @@ class ImageClassifier(BaseModel):
         num_classes: Number of classes, at least 2. The tools replace None by the number of the training data before the
             model is built.
         linear_probe: False: fine-tuning, everything is trained, with a new LayerNorm ``fc_norm`` after the mean. True:
-            the backbone is frozen, in eval mode and run without gradients; a BatchNorm without weights follows the mean
-            (MAE).
+            the backbone is frozen, in eval mode and run without gradients; a BatchNorm without weights follows the mean.
+            MAE probes the cls token instead; ADDP's decoder replaces it, so that pre-training gives its output no
+            gradient, and SI and MAGE probe the mean too.
         label_smoothing: Label smoothing of the loss, in [0, 1).
         data_preprocessor: Config of the preprocessor, see :class:`pretrain.data.labelled.ClassificationPreprocessor`.
 
@@ -219,7 +219,7 @@ class ImageClassifier(BaseModel):
                 'it would never be trained. Give a shallower arch to fine-tune part of the network'
             )
         else:
-            norm = dict(fc_norm=nn.LayerNorm(width, eps=FC_NORM_EPS))
+            norm = dict(fc_norm=nn.LayerNorm(width, eps=NORM_EPS))
         self.head = nn.Sequential(OrderedDict(**norm, fc=fc))
 
     def train(self, mode: bool = True) -> ImageClassifier:

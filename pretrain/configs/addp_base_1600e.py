@@ -12,7 +12,9 @@ _base_ = ['_base_/images_256.py', '_base_/schedule_epochs.py', '_base_/runtime.p
 model = dict(
     type='ADDPPretraining',
     network=dict(
-        arch='base', token_predictor=dict(arch='base')
+        arch='base',
+        token_predictor=dict(arch='base'),
+        predictor_dropout=True,  # as in the published trainer, whose train() reaches the predictor; the method wants False
     ),  # the rest: ADDP's defaults, which are the published sizes
     init_cfg=dict(
         tokenizer='exp/pretrained_model/vqgan_jax_strongaug.ckpt',

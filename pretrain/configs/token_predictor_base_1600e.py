@@ -12,5 +12,9 @@ model = dict(
     init_cfg=dict(tokenizer='exp/pretrained_model/vqgan_jax_strongaug.ckpt'),
 )
 
+interpolation = dict(RandomResizedCropImage=dict(interpolation='bilinear'))  # MAGE; ADDP's is bicubic
+pipeline = [dict(step, **interpolation.get(step['type'], {})) for step in _base_.train_dataloader.dataset.pipeline]
+train_dataloader = dict(dataset=dict(pipeline=pipeline))
+
 train_cfg = dict(max_epochs=1600)
 optim_wrapper = dict(optimizer=dict(lr=1.5e-4))

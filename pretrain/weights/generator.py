@@ -93,14 +93,20 @@ def find_generator(checkpoint: str | Path) -> Path:
 
 @contextmanager
 def precision(model: ADDP, name: str) -> Iterator[None]:
-    """Runs the model in 'fp32' or 'bf16': the tokenizer's convolutions in that precision, the rest by autocast."""
+    """Runs the model in 'fp32' or 'bf16': the tokenizer's convolutions in that precision, the rest by autocast.
+
+    In 'fp32' cuDNN's convolutions do not use TF32, whose rounding is enough to change tokens.
+    """
     if name not in PRECISIONS:
         raise ValueError(f'precision must be one of {PRECISIONS}, got {name!r}')
     dtype = torch.bfloat16 if name == 'bf16' else torch.float32
     model.tokenizer.set_precision(dtype)
     model.tokenizer.lay_out()
     model.frozen_dtype = dtype
-    with torch.autocast(model.pixel_mean.device.type, dtype=torch.bfloat16, enabled=name == 'bf16'):
+    cudnn = torch.backends.cudnn.flags(
+        enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=name != 'fp32'
+    )
+    with cudnn, torch.autocast(model.pixel_mean.device.type, dtype=torch.bfloat16, enabled=name == 'bf16'):
         yield
 
 

@@ -24,13 +24,13 @@ test_pipeline = [
     dict(type='LoadAnnotations'),  # after Resize: scored at the image's own size
     dict(type='PackSegInputs'),
 ]
-tta_pipeline = [  # six sizes, each with its mirror image (BEiT)
+tta_pipeline = [  # six sizes, each with its mirror image; the shorter side is never under a crop (BEiT's SETR_Resize)
     dict(type='LoadImage'),
     dict(
         type='TestTimeAug',
         transforms=[
             [
-                dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
+                dict(type='ResizeShortestEdge', scale=max(512, int(512 * ratio)), max_size=2**31)
                 for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
             ],
             [

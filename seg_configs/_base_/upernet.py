@@ -1,6 +1,6 @@
 """Model: UperNet on a plain ViT, with an FCN auxiliary head (MAE, arXiv 2111.06377, after BEiT).
 
-Recipe: MAE; the ADDP paper's own segmentation values are unpublished. A leaf sets ``backbone.arch`` and, with it, the
+Recipe: MAE, by mmsegmentation's ``configs/mae``; the ADDP paper's own segmentation values are unpublished. A leaf sets ``backbone.arch`` and, with it, the
 five widths.
 """
 
@@ -21,14 +21,11 @@ model = dict(
         test_cfg=dict(size=crop_size),
     ),  # pads only images narrower than a crop (aspect ratio over 4, small test scales)
     backbone=dict(
-        type='ADDPViT',
+        type='ADDPSegViT',  # cls token, a bias table for each head, LayerScale from 1 (MAE)
         img_size=512,
         patch_size=16,
-        pretrain_img_size=256,  # ADDP pre-trains at 256 px
-        window_size=0,  # MAE: global attention in every block
-        rel_pos=True,  # MAE
         out_indices='upernet',  # follows from arch
-        init_cfg=dict(type='Pretrained', checkpoint='exp/release/addp-vit-base-16.backbone.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='exp/release/addp-vit-base-16.pth'),
     ),
     neck=dict(type='Feature2Pyramid', rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),  # BEiT
     decode_head=dict(
@@ -39,8 +36,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=1.0),
-    ),  # void left out of the mean
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),  # the mean counts void pixels, as in MAE
     auxiliary_head=dict(
         type='FCNHead',
         in_index=2,  # the third level (BEiT)
@@ -51,7 +48,7 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=0.4),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),  # BEiT
     train_cfg=dict(),
     test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)),

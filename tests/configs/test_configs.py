@@ -82,20 +82,17 @@ def test_mask_rcnn_leaf_is_vitdets_recipe(
 
 @pytest.mark.parametrize(
     ('arch', 'lr', 'decay_rate', 'drop_path', 'tapped'),
-    [('base', 1e-4, 0.65, 0.1, (3, 5, 7, 11)), ('large', 4e-5, 0.85, 0.2, (7, 11, 15, 23))],
+    [('base', 1e-4, 0.65, 0.1, (3, 5, 7, 11)), ('large', 2e-5, 0.95, 0.2, (7, 11, 15, 23))],
 )
 def test_upernet_leaf_is_maes_recipe(
     arch: str, lr: float, decay_rate: float, drop_path: float, tapped: tuple[int, ...]
 ) -> None:
     cfg = _load(f'seg_configs/addp_{arch}_upernet.py')
     backbone = cfg.model.backbone
-    assert (backbone.arch, backbone.drop_path_rate, backbone.window_size, backbone.rel_pos) == (
-        arch,
-        drop_path,
-        0,
-        True,
-    )
+    assert (backbone.type, backbone.arch, backbone.drop_path_rate) == ('ADDPSegViT', arch, drop_path)
+    assert backbone.img_size == cfg.crop_size[0] == 512
     assert backbone.out_indices == 'upernet' and get_arch(arch).upernet_indices == tapped
+    assert 'avg_non_ignore' not in cfg.model.decode_head.loss_decode
     assert arch in backbone.init_cfg.checkpoint
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, betas=(0.9, 0.999), weight_decay=0.05)
     assert cfg.optim_wrapper.paramwise_cfg == dict(decay_rate=decay_rate, no_weight_decay='1d')
@@ -107,6 +104,15 @@ def test_upernet_leaf_is_maes_recipe(
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
     assert cfg.model.auxiliary_head.in_index == 2 and cfg.model.auxiliary_head.channels == 256
     assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
+
+
+def test_multi_scale_test_never_shrinks_the_shorter_side_under_a_crop() -> None:
+    """BEiT's ``SETR_Resize``; the longer side follows, without a limit."""
+    sizes = _load('seg_configs/addp_base_upernet_ms.py').test_dataloader.dataset.pipeline[1].transforms[0]
+    assert [step.scale for step in sizes] == [512, 512, 512, 640, 768, 896]
+    for step, short in zip(sizes, (512, 512, 512, 640, 768, 896), strict=True):
+        resized = TRANSFORMS.build(dict(step, _scope_='mmseg'))(dict(img=np.zeros((100, 500, 3), np.uint8)))
+        assert resized['img'].shape[:2] == (short, 5 * short)
 
 
 def test_heads_have_vitdets_convs_and_norms() -> None:

@@ -53,6 +53,30 @@ def test_every_config_trains_at_tiny_size(images, tmp_path, name):
     )
 
 
+@pytest.mark.parametrize(
+    ('name', 'interpolation'),
+    [
+        ('addp_base_1600e', 'bicubic'),
+        ('token_predictor_base_1600e', 'bilinear'),
+        ('token_predictor_large_1600e', 'bilinear'),
+    ],
+)
+def test_crops_are_interpolated_as_in_the_source_of_the_network(name, interpolation):
+    steps = Config.fromfile(CONFIGS / f'{name}.py').train_dataloader.dataset.pipeline
+    assert [step.interpolation for step in steps if step.type == 'RandomResizedCropImage'] == [interpolation]
+    assert [step.type for step in steps] == [
+        'SeedAugmentation',
+        'RandomResizedCropImage',
+        'RandomFlipImage',
+        'PackImage',
+    ]
+
+
+@pytest.mark.parametrize('name', ['addp_base_1600e', 'addp_large_800e'])
+def test_the_predictors_dropout_is_on_as_in_the_published_trainer(name):
+    assert Config.fromfile(CONFIGS / f'{name}.py').model.network.predictor_dropout is True
+
+
 @pytest.mark.parametrize('name', ['addp_base_1600e', 'addp_large_800e'])
 def test_the_recipe_is_the_published_one(name):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')

@@ -57,7 +57,8 @@ def small_config(leaf: str, data_root: Path, work_dir: Path) -> Config:
             model.backbone.out_indices = (-1,)
     else:
         model.backbone.update(arch=ARCH, img_size=IMAGE_SIDE_PX, init_cfg=None)
-    model.backbone.window_size = min(3, model.backbone.get('window_size', 0))
+    if 'window_size' in model.backbone:
+        model.backbone.window_size = min(3, model.backbone.window_size)
     _narrow(model)
     for options in (model, cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         _shrink_sizes(options, factor)
@@ -100,6 +101,8 @@ def _shrink_sizes(options: Config, factor: float) -> None:
             value = node[option]
             if option == 'pad_size_divisor':
                 node[option] = max(32, round(value * factor))
+            elif option == 'scale' and isinstance(value, int):
+                node[option] = round(value * factor)
             elif isinstance(value, list | tuple):
                 node[option] = tuple(round(side * factor) for side in value)
 

@@ -1,4 +1,7 @@
-"""Linear probing: MAE's recipe (docs/reference.md; the published code has none). A leaf sets arch and weights.
+"""Linear probing: MAE's recipe with departures (docs/reference.md; the published code has none). A leaf sets the arch.
+
+Departures: the mean of the patch tokens is probed, as SI and MAGE do, not the cls token, whose output gets no gradient
+in ADDP's pre-training; images have 256 px, the size of pre-training, not 224; tests resize to 256 and crop 256.
 
 As in pre-training, ``tokenizer_norm`` and the encoder's final ``norm`` are in place. ``model.backbone.out_index``
 chooses the block whose output is probed (0 = the first, -1 = the last). The learning rate is for 256 images of the

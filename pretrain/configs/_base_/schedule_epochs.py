@@ -4,6 +4,9 @@ A leaf sets ``train_cfg.max_epochs``. Iterations follow from the number of image
 ends with the last epoch and moves every iteration. The learning rate is 1e-4 for each 256 images of the global batch
 (batch_size x processes x optim_wrapper.accumulative_counts). Precision: ``optim_wrapper.type=OptimWrapper`` is float32,
 ``BFloat16OptimWrapper`` bfloat16. Without CUDA it is bfloat16.
+
+Departures from the published trainer: the loss scale may grow every 2000 iterations (torch's default; published 500);
+an epoch counts its last, smaller batch; the warm-up starts at 1e-4 of the learning rate instead of 0.
 """
 
 train_cfg = dict(type='EpochCountedTrainLoop')

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mmengine.dataset import RepeatDataset
+from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 from running import ROOT, ToyDataset, logged_losses, run_command_line, run_tool, toy_config, train_toy
 
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.runtime.launch import use_safe_hooks
-from addp_backbone.runtime.saving import BadLossError, find_latest_checkpoint
+from addp_backbone.runtime.saving import BadLossError, StopOnBadLoss, find_latest_checkpoint
 from addp_backbone.runtime.seeding import SampleIndex, SeededInfiniteSampler
 
 
@@ -149,6 +152,22 @@ def test_a_bad_loss_stops_the_run_and_names_the_last_good_checkpoint_and_remedie
     with pytest.raises(BadLossError, match=r'iteration 4 loss is nan.*iter_2\.pth.*learning rate.*clip_grad.*bfloat16'):
         train_toy(toy_config(tmp_path, **{'model.bad_from': 4}))
     assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_2.pth']
+
+
+@pytest.mark.parametrize(('scale', 'stops'), [(4.0, False), (1.0, False), (0.5, True)])
+def test_under_a_loss_scale_a_bad_loss_costs_a_step_until_the_scale_collapses(
+    tmp_path: Path, scale: float, stops: bool
+) -> None:
+    scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+    runner = SimpleNamespace(
+        optim_wrapper=SimpleNamespace(loss_scaler=scaler),
+        message_hub=MessageHub('scale'),
+        iter=3,
+        work_dir=str(tmp_path),
+    )
+    with pytest.raises(BadLossError, match='iteration 4 loss is inf') if stops else nullcontext():
+        StopOnBadLoss().after_train_iter(runner, 3, outputs=dict(loss=torch.tensor(float('inf'))))  # type: ignore[arg-type]
+    assert runner.message_hub.get_scalar('train/loss_scale').current() == scale
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def make_timm_vit(img_size: int = 64, **sizes: Any) -> nn.Module:
     vit = timm.create_model(
         'vit_base_patch16_224', img_size=img_size, num_classes=NUM_CLASSES, global_pool='avg', fc_norm=True, **options
     )
-    vit.fc_norm.eps = 1e-5
+    assert vit.fc_norm.eps == 1e-6
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

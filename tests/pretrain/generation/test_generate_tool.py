@@ -287,6 +287,23 @@ def test_images_that_are_not_finite_are_not_written():
         to_pil(torch.full((1, 3, 4, 4), torch.nan))
 
 
+def test_pixels_are_truncated_as_published_but_whole_levels_survive_every_level():
+    levels = torch.arange(256).float()
+    tensor = (levels / 255).view(1, 1, 1, 256).expand(1, 3, 1, 256)
+    assert np.array_equal(np.asarray(to_pil(tensor)[0])[0, :, 0], levels)
+    between = np.asarray(to_pil(tensor + 0.9 / 255)[0])[0, :, 0]
+    assert np.array_equal(between, levels)  # 255.9 is clamped
+
+
+def test_fp32_generation_computes_convolutions_without_tf32(files):
+    model = load_generator(Config.fromfile(files.config), files.checkpoint)
+    before = torch.backends.cudnn.allow_tf32
+    for name, allowed in (('fp32', False), ('bf16', True)):
+        with precision(model, name):
+            assert torch.backends.cudnn.allow_tf32 is allowed and torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
 def test_tensors_and_pil_images_turn_into_each_other():
     images = torch.randint(0, 256, (2, 3, 5, 7)).float() / 255
     assert torch.allclose(to_tensor(to_pil(images)), images)
