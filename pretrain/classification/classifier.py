@@ -174,9 +174,9 @@ class ImageClassifier(BaseModel):
         num_classes: Number of classes, at least 2. The tools replace None by the number of the training data before the
             model is built.
         linear_probe: False: fine-tuning, everything is trained, with a new LayerNorm ``fc_norm`` after the mean. True:
-            the backbone is frozen, in eval mode and run without gradients; a BatchNorm without weights follows the mean.
-            MAE probes the cls token instead; ADDP's decoder replaces it, so that pre-training gives its output no
-            gradient, and SI and MAGE probe the mean too.
+            the backbone is frozen, in eval mode and run without gradients; a BatchNorm without weights follows the
+            mean. MAE probes the cls token instead, whose output gets no gradient in ADDP's pre-training (the decoder
+            replaces it); SI and MAGE probe the mean too.
         label_smoothing: Label smoothing of the loss, in [0, 1).
         data_preprocessor: Config of the preprocessor, see :class:`pretrain.data.labelled.ClassificationPreprocessor`.
 

@@ -14,7 +14,7 @@ model = dict(
     network=dict(
         arch='base',
         token_predictor=dict(arch='base'),
-        predictor_dropout=True,  # as in the published trainer, whose train() reaches the predictor; the method wants False
+        predictor_dropout=True,  # the published trainer's train() reaches the predictor; the method wants it off
     ),  # the rest: ADDP's defaults, which are the published sizes
     init_cfg=dict(
         tokenizer='exp/pretrained_model/vqgan_jax_strongaug.ckpt',

@@ -1,7 +1,7 @@
 """Model: UperNet on a plain ViT, with an FCN auxiliary head (MAE, arXiv 2111.06377, after BEiT).
 
-Recipe: MAE, by mmsegmentation's ``configs/mae``; the ADDP paper's own segmentation values are unpublished. A leaf sets ``backbone.arch`` and, with it, the
-five widths.
+Recipe: MAE, by mmsegmentation's ``configs/mae``; the ADDP paper's own segmentation values are unpublished. A leaf sets
+``backbone.arch`` and, with it, the five widths.
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)  # the tools turn it into BN where it cannot run (CPU, one process)

@@ -156,7 +156,7 @@ def test_every_printed_command_is_accepted_by_its_tool_and_its_config_builds(
         == 0
     )
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line and not line.startswith('#')]
-    assert len(commands) == 13 and list(tmp_path.iterdir()) == []
+    assert len(commands) == 14 and list(tmp_path.iterdir()) == []
     configs: dict[tuple[str, str], Config] = {}
     for command in commands:
         arguments = accept(tools, command)
