@@ -92,7 +92,7 @@ def test_upernet_leaf_is_maes_recipe(
     assert (backbone.type, backbone.arch, backbone.drop_path_rate) == ('ADDPSegViT', arch, drop_path)
     assert backbone.img_size == cfg.crop_size[0] == 512
     assert backbone.out_indices == 'upernet' and get_arch(arch).upernet_indices == tapped
-    assert 'avg_non_ignore' not in cfg.model.decode_head.loss_decode
+    assert cfg.model.decode_head.loss_decode.avg_non_ignore is False
     assert arch in backbone.init_cfg.checkpoint
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, betas=(0.9, 0.999), weight_decay=0.05)
     assert cfg.optim_wrapper.paramwise_cfg == dict(decay_rate=decay_rate, no_weight_decay='1d')
