@@ -25,6 +25,7 @@ from addp_backbone.runtime import (  # noqa: E402  (registers hooks, transforms 
     preemption,  # noqa: F401
     saving,  # noqa: F401
     seeding,  # noqa: F401
+    sharding,  # noqa: F401
     watchdog,  # noqa: F401
 )
 from addp_backbone.runtime.layer_decay import ViTLayerDecayConstructor  # noqa: E402

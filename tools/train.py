@@ -36,6 +36,7 @@ from addp_backbone.runtime.preemption import PREEMPTED, PreemptedError, catch_si
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.saving import BadLossError
 from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
+from addp_backbone.runtime.sharding import check_sharding
 from addp_backbone.runtime.short_schedules import fit_schedule
 from addp_backbone.runtime.work_dir import owned
 from pretrain.data.labelled import settle_classes
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepares the config and trains; returns ``PREEMPTED`` if a signal ended the run after it had saved."""
     with catch_signals():
         cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        check_sharding(cfg)
         for split in ('train', 'val'):
             check_data(cfg, split)
         settle_classes(cfg)

@@ -6,14 +6,16 @@ paramwise_cfg=dict(decay_rate=0.7))``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from timm.layers import LayerNorm2d
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _NormBase
 
 from addp_backbone.networks.arch import vitdet_decay_rate
@@ -33,12 +35,23 @@ def _is_norm_or_pos_embed(module: nn.Module, name: str, param: nn.Parameter) -> 
 
 def _is_1d(module: nn.Module, name: str, param: nn.Parameter) -> bool:
     """MAE and BEiT: no decay on 1-d parameters (norms and biases)."""
-    return param.ndim <= 1
+    return len(whole_shape(param)) <= 1
 
 
 def _is_1d_or_embedding(module: nn.Module, name: str, param: nn.Parameter) -> bool:
     """MAE's classification: no decay on 1-d parameters, nor on the position embedding and the cls token."""
-    return param.ndim <= 1 or name.rpartition('.')[2] in ('pos_embed', 'cls_token')
+    return len(whole_shape(param)) <= 1 or name.rpartition('.')[2] in ('pos_embed', 'cls_token')
+
+
+def remember_shapes(model: nn.Module) -> None:
+    """Notes each parameter's shape at the parameter, before FSDP flattens it."""
+    for param in model.parameters():
+        param.whole_shape = param.shape  # type: ignore[attr-defined]
+
+
+def whole_shape(param: nn.Parameter) -> torch.Size:
+    """The parameter's shape; of a shard, which is flat, that of the whole parameter."""
+    return getattr(param, 'whole_shape', param.shape)
 
 
 def _is_nothing(module: nn.Module, name: str, param: nn.Parameter) -> bool:
@@ -71,7 +84,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
             token) or 'nothing' (ViTDet's for ViT-H, where everything decays).
 
     Raises:
-        ValueError: If an option is missing, unknown or out of range.
+        ValueError: If an option is missing, unknown or out of range, or a sharded model's whole shapes are not known.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -121,6 +134,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 'use ADDPViT as the backbone, or another optim_wrapper.constructor'
             )
         modules = dict(module.named_modules())
+        self._refuse_unknown_shapes(modules.values())
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         exempt: frozenset[str] = getattr(backbone, 'no_weight_decay', frozenset)()
         num_frozen, decay_rate = 0, self.decay_rate
@@ -146,6 +160,16 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
             f'{min(rates, default=0.0):.3g} to {max(rates, default=0.0):.3g}, {num_frozen} frozen parameters left out',
             logger='current',
         )
+
+    def _refuse_unknown_shapes(self, modules: Iterable[nn.Module]) -> None:
+        if self.has_no_weight_decay is _is_norm_or_pos_embed:
+            return
+        shards = [module for module in modules if isinstance(module, FullyShardedDataParallel)]
+        if any(not hasattr(param, 'whole_shape') for shard in shards for param in shard.parameters()):
+            raise ValueError(
+                "no_weight_decay='1d' needs the parameters' whole shapes, but FSDP has flattened them: use "
+                "strategy=dict(type='StageFSDPStrategy'), which notes them before"
+            )
 
 
 def _without_wrappers(name: str) -> str:
