@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from torch import nn
 
-from addp_backbone.runtime.class_check import ClassesError, check_heads, compare_classes
+from addp_backbone.runtime.class_check import CheckClasses, ClassesError, check_heads, compare_classes
 
 
 class Head(nn.Module):
@@ -40,3 +43,29 @@ def test_names_and_their_order_are_compared_and_both_lists_shown() -> None:
         compare_classes('a', ['x', 'y'], 'b', ['y', 'x'])
     with pytest.raises(ClassesError, match='differ: x and z'):
         compare_classes('a', ['x'], 'b', ['z'])
+
+
+def runner(classes: list[str], *, testing: bool, resuming: bool = False) -> Any:
+    """What the hook asks of mmengine's Runner."""
+    loader = SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=classes)))
+    return SimpleNamespace(
+        _train_loop=None if testing else object(),
+        _test_loop=object() if testing else None,
+        _resume=resuming,
+        train_dataloader=loader,
+        test_dataloader=loader,
+    )
+
+
+@pytest.mark.parametrize('situation', [dict(testing=True), dict(testing=False, resuming=True)])
+def test_a_checkpoint_of_other_classes_is_neither_tested_nor_resumed(situation: dict[str, bool]) -> None:
+    checkpoint = dict(meta=dict(dataset_meta=dict(classes=('dog', 'cat'))))
+    CheckClasses().after_load_checkpoint(runner(['dog', 'cat'], **situation), checkpoint)
+    CheckClasses().after_load_checkpoint(runner(['red', 'blue'], **situation), dict(meta={}))
+    with pytest.raises(ClassesError, match=r'the checkpoint and of .*: dog, cat and red, blue'):
+        CheckClasses().after_load_checkpoint(runner(['red', 'blue'], **situation), checkpoint)
+
+
+def test_weights_to_start_from_may_have_other_classes() -> None:
+    checkpoint = dict(meta=dict(dataset_meta=dict(classes=('dog', 'cat'))))
+    CheckClasses().after_load_checkpoint(runner(['red', 'blue'], testing=False), checkpoint)
