@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -52,15 +53,23 @@ class Region:
     def cut(self, maps: Tensor) -> Tensor:
         """(..., H, W, C) -> (..., num_windows, height * width, C)."""
         rows, cols = self.area
-        windows = maps[..., rows, cols, :].unflatten(-2, (self.num_cols, self.width))
-        windows = windows.unflatten(-4, (self.num_rows, self.height))  # (..., rows, height, cols, width, C)
-        return windows.transpose(-3, -4).flatten(-5, -4).flatten(-3, -2)
+        return rearrange(
+            maps[..., rows, cols, :],
+            '... (rows h) (cols w) c -> ... (rows cols) (h w) c',
+            rows=self.num_rows,
+            cols=self.num_cols,
+        )
 
     def paste(self, windows: Tensor, maps: Tensor) -> None:
         """Writes (B, num_windows, height * width, C) into its area of ``maps`` (B, H, W, C)."""
         rows, cols = self.area
-        tiles = windows.unflatten(2, (self.height, self.width)).unflatten(1, (self.num_rows, self.num_cols))
-        maps[:, rows, cols] = tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        maps[:, rows, cols] = rearrange(
+            windows,
+            'b (rows cols) (h w) c -> b (rows h) (cols w) c',
+            rows=self.num_rows,
+            h=self.height,
+            w=self.width,
+        )
 
 
 def whole_map(grid: tuple[int, int]) -> Region:
