@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from addp_backbone.checkpoint.errors import CheckpointError, refuse_remote
+from addp_backbone.checkpoint.foreign import foreign_kind
 from addp_backbone.checkpoint.integrity import (
     OversizeError,
     sign_archive,
@@ -75,6 +76,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path} does not exist; a backbone file is made by `{CONVERT_COMMAND}`')
+    if kind := foreign_kind(path):
+        raise CheckpointError(f'{path} is no checkpoint: it is {kind}')
     try:
         checkpoint = _read_verified(path)
     except pickle.UnpicklingError as error:

@@ -251,7 +251,7 @@ def test_a_size_that_is_no_multiple_of_the_patch_names_the_option_that_mends_it(
     [
         (dict(out_indices=(4,)), 'out_indices must be ascending block indices in'),
         (dict(global_attn_indices='all'), "global_attn_indices must be 'auto'"),
-        (dict(arch='huge'), "unknown arch 'huge'"),
+        (dict(arch='enormous'), "unknown arch 'enormous'"),
         (dict(arch=dict(width=30, depth=1, num_heads=4)), 'multiple of num_heads'),
         (dict(arch=dict(width=32, depth=1)), 'exactly the keys width, depth and num_heads'),
         (dict(img_size=100), 'multiples of patch_size=16'),
