@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
@@ -26,11 +27,22 @@ def die_with_parent() -> None:
 def outlive_signals() -> None:
     """Lets a data worker survive the signals that a launcher sends to every process of a run, which still needs it.
 
-    SIGTERM ends it a minute later, so that one that hangs does not outlive the run.
+    A SIGTERM of the run itself, which ends its workers so, ends the worker at once; one of anybody else ends it a
+    minute later, so that a worker that hangs does not outlive the run. Who sent a signal is only told to a thread that
+    waits for it.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    if not hasattr(signal, 'sigwaitinfo'):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_sigterm, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_sigterm(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        signal.alarm(_SECONDS_AFTER_SIGTERM)
+    os._exit(0)
 
 
 class WorkerInit:

@@ -92,3 +92,51 @@ def test_the_processes_that_draw_shapes_end_with_a_killed_run(tmp_path: Path) ->
     finally:
         for worker in filter(is_alive, workers):
             os.kill(worker, signal.SIGKILL)
+
+
+ENDS_WITH_A_LIVE_ITERATOR = """
+import multiprocessing, sys
+from torch.utils.data import DataLoader
+from addp_backbone.runtime.processes import WorkerInit
+
+def run():
+    loader = DataLoader(range(8), num_workers=2, persistent_workers=True, worker_init_fn=WorkerInit(None))
+    run.iterator = iter(loader)
+    next(run.iterator)
+    sys.exit(0)
+
+process = multiprocessing.get_context('fork').Process(target=run)
+process.start()
+process.join(30)
+print(process.exitcode)
+"""
+
+
+def test_a_run_that_ends_well_takes_its_data_workers_with_it_at_once():
+    result = subprocess.run(
+        [sys.executable, '-c', ENDS_WITH_A_LIVE_ITERATOR], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert result.stdout.split() == ['0'], result.stderr
+    assert 'killed by signal' not in result.stderr
+
+
+OUTLIVES_A_LAUNCHERS_SIGTERM = """
+import os, signal, subprocess, sys, time
+from torch.utils.data import DataLoader
+from addp_backbone.runtime.processes import WorkerInit
+
+loader = DataLoader(range(40), num_workers=1, persistent_workers=True, worker_init_fn=WorkerInit(None))
+batches = iter(loader)
+next(batches)
+worker = batches._workers[0].pid
+subprocess.run(['kill', '-TERM', str(worker)], check=True)
+time.sleep(0.5)
+print(len(list(batches)), batches._workers[0].is_alive())
+"""
+
+
+def test_a_data_worker_outlives_the_sigterm_that_a_launcher_sends_to_all():
+    result = subprocess.run(
+        [sys.executable, '-c', OUTLIVES_A_LAUNCHERS_SIGTERM], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert result.stdout.split() == ['39', 'True'], result.stderr
