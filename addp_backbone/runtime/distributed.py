@@ -80,8 +80,13 @@ def join(start_timeout_s: float, timeout_s: float) -> None:
         LaunchError: If not all processes join in time.
     """
     rank, size = os.environ['RANK'], int(os.environ['WORLD_SIZE'])
+    timeout = timedelta(seconds=start_timeout_s)
     try:
-        dist.init_process_group('gloo', timeout=timedelta(seconds=start_timeout_s))
+        store, *_ = next(dist.rendezvous('env://', timeout=timeout))
+        # torchrun keeps its store over restarts: without a prefix a process may find its dead peer's address there.
+        attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+        store = dist.PrefixStore(f'attempt_{attempt}', store)
+        dist.init_process_group('gloo', store=store, rank=int(rank), world_size=size, timeout=timeout)
         dist.barrier()
     except RuntimeError as error:  # torch's DistError is one
         reason = str(error).strip().splitlines()[0]

@@ -88,13 +88,14 @@ def test_a_stopped_process_is_named_and_the_run_ends_at_the_timeout(tmp_path: Pa
 
 def test_a_second_training_in_the_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     slow = dict(type='SignalItself', at=1, number=0, to_launcher=True)  # signal 0 is none: only slow
-    first = start(config_of(tmp_path, 'toy.py', slow), tmp_path / 'run')
+    first = start(config_of(tmp_path, 'toy.py', slow, **{'train_cfg.max_iters': 10_000}), tmp_path / 'run')
     while not (tmp_path / 'run/.owner.json').exists():
         time.sleep(0.05)
         assert first.poll() is None
     output = train(config_of(tmp_path, 'other.py'), tmp_path / 'run', code=1)
     assert 'is in use by another training, process' in output
-    assert first.communicate(timeout=240) and first.returncode == 0
+    first.send_signal(signal.SIGTERM)
+    assert first.communicate(timeout=240) and first.returncode == 85
 
 
 def test_a_hundredth_of_the_usual_shared_memory_is_refused_before_training(tmp_path: Path) -> None:
