@@ -118,10 +118,11 @@ def build_model(
     options['drop_path_rate'] = drop_path_rate * (num_blocks - 1) / max(1, depth - 1)
     try:
         return timm.create_model(name, pretrained=False, depth=num_blocks, **options)
-    except AssertionError:  # options with an entry per block
-        model: Any = timm.create_model(name, pretrained=False, **{**options, 'drop_path_rate': drop_path_rate})
-        model.blocks = model.blocks[:num_blocks]
-        return model
+    except AssertionError:  # key and value heads have an entry per block
+        with torch.device('meta'):
+            published: Any = build_model(name)
+        heads = tuple(block.attn.num_kv_heads for block in published.blocks[:num_blocks])
+        return timm.create_model(name, pretrained=False, depth=num_blocks, num_kv_heads=heads, **options)
 
 
 def size_options(name: str, img_size: int | tuple[int, int] | None) -> dict[str, Any]:
