@@ -15,9 +15,15 @@ from small_configs import small_config
 
 DETECTION = ('det_configs/addp_tiny_maskrcnn.py', 'tiny_coco', mmdet, 'coco/bbox_mAP')
 SEGMENTATION = ('seg_configs/addp_tiny_upernet.py', 'tiny_ade', mmseg, 'mIoU')
+TIMM_DETECTION = ('det_configs/timm_maskrcnn.py', *DETECTION[1:])
+TIMM_SEGMENTATION = ('seg_configs/timm_upernet.py', *SEGMENTATION[1:])
 
 
-@pytest.mark.parametrize(('leaf', 'data', 'package', 'metric'), [DETECTION, SEGMENTATION], ids=['mmdet', 'mmseg'])
+@pytest.mark.parametrize(
+    ('leaf', 'data', 'package', 'metric'),
+    [DETECTION, SEGMENTATION, TIMM_DETECTION, TIMM_SEGMENTATION],
+    ids=['mmdet', 'mmseg', 'mmdet, timm', 'mmseg, timm'],
+)
 def test_stock_tools_train_two_iterations_and_test_the_checkpoint(
     leaf: str, data: str, package: ModuleType, metric: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
