@@ -69,6 +69,15 @@ def show_progress(blocks: Iterable[range], total: int, process: Process) -> Iter
             bar.update(len(block))
 
 
+def choose_device(process: Process) -> torch.device:
+    """The device of a process, made current; several processes may share a GPU, as they do not talk to each other."""
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    device = torch.device('cuda', process.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 def run(args: argparse.Namespace) -> None:
     """Generates."""
     process = Process.of_launcher(args.launcher)
@@ -80,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         dict(asdict(sampling), seed=args.seed, precision=args.precision, weights_sha256=fingerprint(model)),
     )
-    model.to(f'cuda:{process.local_rank}' if torch.cuda.is_available() else 'cpu')
+    model.to(choose_device(process))
     with precision(model, args.precision):
         write_images(
             model,

@@ -30,6 +30,7 @@ from addp_backbone.runtime.launch import (
     set_timeouts,
 )
 from addp_backbone.runtime.runner import StageRunner
+from addp_backbone.runtime.tf32 import use_tf32
 from pretrain.data.labelled import settle_classes
 
 
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     fit_to_device(cfg)
+    use_tf32(False)  # measured in float32, on every device
     metrics = {name: _plain(value) for name, value in StageRunner.from_cfg(cfg).test().items()}
     if is_main_process():
         if not metrics:

@@ -27,6 +27,7 @@ from addp_backbone.runtime.launch import (
     add_arguments,
     fit_to_device,
     load_config,
+    refuse_deterministic,
     set_resume,
     set_timeouts,
     use_safe_hooks,
@@ -38,6 +39,7 @@ from addp_backbone.runtime.saving import BadLossError
 from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
 from addp_backbone.runtime.sharding import check_sharding
 from addp_backbone.runtime.short_schedules import fit_schedule
+from addp_backbone.runtime.tf32 import apply_tf32_option
 from addp_backbone.runtime.work_dir import owned
 from pretrain.data.labelled import settle_classes
 
@@ -97,6 +99,8 @@ def train(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
     set_resume(cfg, args.resume or ('auto' if was_restarted() else None))
     use_safe_hooks(cfg, world_size)
     fit_to_device(cfg)
+    refuse_deterministic(cfg)
+    apply_tf32_option(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else StageRunner.from_cfg(cfg)  # FlexibleRunner for FSDP
     for line in filter(None, (table, shortened)):
         print_log(line, logger='current')

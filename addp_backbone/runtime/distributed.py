@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_distributed, is_main_process
+from mmengine.dist import is_distributed
 
 from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.preemption import RUN_FOLDER
@@ -23,8 +22,6 @@ TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER
 INTERFACE_VARIABLES = ('GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME')
 START_TIMEOUT_S = 300  # until all processes have joined
 TIMEOUT_S = 1800  # of a collective operation; the slowest is an evaluation of one process that others wait for
-# Where ranks hand their results to rank 0; mmengine leaves it empty in the working directory.
-MMENGINE_EXCHANGE_FOLDER = Path('.dist_test')
 
 
 def start_processes(launcher: str, timeout_s: float = TIMEOUT_S) -> int:
@@ -58,9 +55,38 @@ def start_processes(launcher: str, timeout_s: float = TIMEOUT_S) -> int:
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):  # mmengine warns where it has to choose
         os.environ.setdefault(name, os.environ.get('OMP_NUM_THREADS', '1'))
     check_interface()
-    if not torch.cuda.is_available() and not is_distributed():
+    if torch.cuda.is_available():
+        gpu = choose_gpu(launcher, int(os.environ['LOCAL_RANK']), torch.cuda.device_count())
+        # mmengine reads the index of the GPU from these; for Slurm it sets the first from the second again.
+        os.environ.update({'LOCAL_RANK': str(gpu), **({'SLURM_LOCALID': str(gpu)} if launcher == 'slurm' else {})})
+    elif not is_distributed():
         join(min(START_TIMEOUT_S, timeout_s), timeout_s)
     return int(os.environ['WORLD_SIZE'])
+
+
+def choose_gpu(launcher: str, local_rank: int, num_gpus: int) -> int:
+    """The index of a process's GPU among those that it sees.
+
+    Args:
+        launcher: 'pytorch' or 'slurm'.
+        local_rank: Index among the processes of this machine, from 0.
+        num_gpus: Number of GPUs that this process sees, at least 1.
+
+    Returns:
+        The local rank; 0 where Slurm shows each task a GPU of its own (``--gpus-per-task=1``).
+
+    Raises:
+        LaunchError: If there are more processes than GPUs, which NCCL refuses.
+    """
+    if launcher == 'slurm' and num_gpus == 1:
+        return 0
+    if local_rank >= num_gpus:
+        raise LaunchError(
+            f'process {local_rank} of this machine (counted from 0) has no GPU: it sees {num_gpus}. Start at most '
+            f'{num_gpus} processes a machine (see CUDA_VISIBLE_DEVICES), or hide the GPUs to train on the CPU: '
+            'export CUDA_VISIBLE_DEVICES='
+        )
+    return local_rank
 
 
 def is_first_process(launcher: str) -> bool:
@@ -130,9 +156,6 @@ def stop_processes() -> None:
     if not is_distributed():
         return
     dist.barrier()
-    if is_main_process():
-        with contextlib.suppress(OSError):  # absent, or another run is using it
-            MMENGINE_EXCHANGE_FOLDER.rmdir()
     dist.destroy_process_group()
 
 

@@ -138,6 +138,26 @@ def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
         cfg.model_wrapper_cfg = wrapper
 
 
+def refuse_deterministic(cfg: Config, cuda: bool | None = None) -> None:
+    """Refuses ``randomness.deterministic=True`` in training on CUDA.
+
+    Args:
+        cfg: Training config.
+        cuda: Whether there is CUDA; None looks.
+
+    Raises:
+        LaunchError: If it is set.
+    """
+    if not (cfg.get('randomness') or {}).get('deterministic'):
+        return
+    if torch.cuda.is_available() if cuda is None else cuda:
+        raise LaunchError(
+            'randomness.deterministic=True cannot be had on CUDA: torch has no deterministic kernel for the gradients '
+            'of bicubic interpolation (position embeddings) and RoIAlign, and would stop in the first iteration. Leave '
+            'it out: with randomness.seed a run repeats up to the order of sums'
+        )
+
+
 def set_timeouts(cfg: Config) -> float:
     """Sets the timeouts that a config leaves open, of data workers and of collective operations; changes ``cfg``.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -35,6 +37,10 @@ class StageRunner(Runner):
         if not isinstance(loader.worker_init_fn, WorkerInit):
             loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
         return loader
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """Builds the evaluator, whose metrics gather their results over the network."""
+        return gather_over_network(super().build_evaluator(evaluator))
 
     def load_checkpoint(
         self, filename: str, map_location: str | Callable = 'cpu', strict: bool = False, revise_keys: list | None = None
@@ -89,6 +95,22 @@ def describe_start(path: str, given: Mapping[str, Any], wanted: Mapping[str, Ten
         f'Start anew, not in the file: {", ".join(found.missing) or "none"}. '
         f'In the file, not used: {listed(found.unexpected)}'
     )
+
+
+@RUNNERS.register_module()
+class StageFlexibleRunner(FlexibleRunner):
+    """mmengine's runner for strategies (FSDP), which gathers results as :class:`StageRunner` does."""
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """Builds the evaluator."""
+        return gather_over_network(super().build_evaluator(evaluator))
+
+
+def gather_over_network(evaluator: Evaluator) -> Evaluator:
+    """Lets metrics send results through the process group; mmengine writes files, which machines need not share."""
+    for metric in evaluator.metrics:
+        metric.collect_device = 'gpu'  # mmengine's word for it; the objects travel by whatever backend there is
+    return evaluator
 
 
 def check_weights(path: str, given: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:

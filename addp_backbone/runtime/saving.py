@@ -83,10 +83,15 @@ class StopOnBadLoss(Hook):
     """Stops the run when a loss is not finite and never saves such weights, so that the last checkpoint stays good.
 
     With a loss scale (float16) a loss that is not finite costs one step, which the scaler skips before it halves the
-    scale; the run stops only when the scale falls under :data:`MIN_LOSS_SCALE`. The log has ``loss_scale`` then.
+    scale; the run stops only when the scale falls under :data:`MIN_LOSS_SCALE`, also if the losses stay finite
+    (gradients that overflow in every step). The log has ``loss_scale`` and the number of ``skipped_steps`` then.
     """
 
     priority = 'VERY_HIGH'  # before anything is saved
+
+    def __init__(self) -> None:
+        self.last_scale: float | None = None
+        self.num_skipped = 0  # since this process started
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -98,6 +103,10 @@ class StopOnBadLoss(Hook):
         """
         scale = _loss_scale(runner)
         if scale is not None:
+            if self.last_scale is not None and scale < self.last_scale:  # the scaler halves it where it skips a step
+                self.num_skipped += 1
+            self.last_scale = scale
+            runner.message_hub.update_scalar('train/skipped_steps', self.num_skipped)
             runner.message_hub.update_scalar('train/loss_scale', scale)
         losses = {
             name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if 'loss' in name
@@ -108,6 +117,11 @@ class StopOnBadLoss(Hook):
                 f'at iteration {runner.iter + 1} {_list(bad)}: the step is skipped, the loss scale is now {scale:g}',
                 logger='current',
                 level=logging.WARNING,
+            )
+        elif scale is not None and scale < MIN_LOSS_SCALE and not bad:
+            raise BadLossError(
+                f'at iteration {runner.iter + 1} the loss scale has fallen to {scale:g}: {self.num_skipped} steps were '
+                f'skipped, as float16 gradients were not finite at any scale. {_advice(runner)}'
             )
         elif bad:
             raise BadLossError(f'at iteration {runner.iter + 1} {_list(bad)}. {_advice(runner)}')

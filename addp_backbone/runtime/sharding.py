@@ -28,7 +28,7 @@ from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.matching import match_tensors
 from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.layer_decay import remember_shapes
-from addp_backbone.runtime.runner import check_weights
+from addp_backbone.runtime.runner import check_weights, describe_start
 from addp_backbone.runtime.saving import ATOMIC_BACKEND, BadLossError
 
 SHARDED_STRATEGIES = ('FSDPStrategy', 'StageFSDPStrategy')
@@ -154,15 +154,15 @@ class StageFSDPStrategy(FSDPStrategy):
         """Loads whole weights; resuming needs all of them, starting from weights passes over what does not fit.
 
         Raises:
-            CheckpointError: If resuming, and tensors are missing, left over or of another shape.
+            CheckpointError: If resuming, and tensors are missing, left over or of another shape; otherwise as
+                :meth:`StageRunner.load_checkpoint`.
         """
         state_dict = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
         if self.resuming or strict:
             check_weights('the checkpoint', state_dict, self.whole_tensors)
         else:
+            print_log(describe_start('the checkpoint', state_dict, self.whole_tensors), logger='current')
             mismatch = match_tensors(state_dict, self.whole_tensors)
-            if mismatch:
-                print_log(f'the weights fit in part. {mismatch}', logger='current')
             unfit = {*mismatch.unexpected, *mismatch.shapes, *mismatch.kinds}
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in unfit}
         self.model.load_state_dict(state_dict, strict=False)  # compared above, with the shapes before sharding

@@ -4,11 +4,11 @@ List it beside any leaf, here or in seg_configs:
 
     _base_ = ['./addp_large_maskrcnn.py', './_base_/fsdp.py']
 
-Weights, gradients and optimizer state are spread over the GPUs. Checkpoints hold whole weights, as those of other runs; an FSDP run resumes from checkpoints of
-FSDP runs. Averaged weights (EMAHook) are refused.
+Weights, gradients and optimizer state are spread over the GPUs. Checkpoints hold whole weights, as those of other
+runs; an FSDP run resumes from checkpoints of FSDP runs. Averaged weights (EMAHook) are refused.
 """
 
-runner_type = 'FlexibleRunner'
+runner_type = 'StageFlexibleRunner'
 strategy = dict(
     type='StageFSDPStrategy',
     model_wrapper=dict(

@@ -22,6 +22,7 @@ from pretrain.networks.tokenizer import VQGANTokenizer
 
 _NORM_GROUPS = 8
 _ADAPTIVE_WEIGHT_MAX = 1e4
+_LOSS_SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
 _TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
 _CLASSIFIER = 'classifier.'
 
@@ -256,9 +257,23 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
     Returns:
         A scalar without gradient, in [0, 1e4].
     """
-    (wanted,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
-    (given,) = torch.autograd.grad(adversarial_loss, last_weight, retain_graph=True)
-    return (wanted.norm() / (given.norm() + 1e-4)).clamp(0, _ADAPTIVE_WEIGHT_MAX).detach()
+    wanted, given = (_gradient_norm(loss, last_weight) for loss in (reconstruction_loss, adversarial_loss))
+    return (wanted / (given + 1e-4)).clamp(0, _ADAPTIVE_WEIGHT_MAX).detach()
+
+
+def _gradient_norm(loss: Tensor, weight: Tensor) -> Tensor:
+    """The norm of a loss's gradient, with the loss scaled where the gradient may pass through float16.
+
+    The gradient of a mean over a large batch is smaller than float16's least number at each pixel, and would be 0. The
+    largest scale at which nothing overflows serves.
+    """
+    device = weight.device.type
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    for scale in _LOSS_SCALES if half else (1.0,):
+        (gradient,) = torch.autograd.grad(loss * scale, weight, retain_graph=True)
+        if scale == 1.0 or bool(torch.isfinite(gradient).all()):
+            return gradient.float().norm() / scale
+    raise AssertionError('the last scale is 1')
 
 
 def peak_signal_to_noise_ratio(reconstruction: Tensor, images: Tensor) -> Tensor:

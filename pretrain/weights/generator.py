@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.locate import find_checkpoint
 from addp_backbone.checkpoint.matching import load_strictly, unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
+from addp_backbone.runtime.tf32 import exact_float32
 from pretrain.networks.addp import ADDP
 from pretrain.weights.loading import load_network
 from pretrain.weights.published import PUBLISHED_FILES, find_published, load_published
@@ -95,18 +96,19 @@ def find_generator(checkpoint: str | Path) -> Path:
 def precision(model: ADDP, name: str) -> Iterator[None]:
     """Runs the model in 'fp32' or 'bf16': the tokenizer's convolutions in that precision, the rest by autocast.
 
-    In 'fp32' cuDNN's convolutions do not use TF32, whose rounding is enough to change tokens.
+    In 'fp32' CUDA does not use TF32, whose rounding is enough to change tokens, and the tokenizer has the layout that
+    rounds least.
     """
     if name not in PRECISIONS:
         raise ValueError(f'precision must be one of {PRECISIONS}, got {name!r}')
     dtype = torch.bfloat16 if name == 'bf16' else torch.float32
     model.tokenizer.set_precision(dtype)
-    model.tokenizer.lay_out()
+    model.tokenizer.lay_out(channels_last=name == 'bf16')
     model.frozen_dtype = dtype
-    cudnn = torch.backends.cudnn.flags(
-        enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=name != 'fp32'
-    )
-    with cudnn, torch.autocast(model.pixel_mean.device.type, dtype=torch.bfloat16, enabled=name == 'bf16'):
+    with (
+        exact_float32() if name == 'fp32' else nullcontext(),
+        torch.autocast(model.pixel_mean.device.type, dtype=torch.bfloat16, enabled=name == 'bf16'),
+    ):
         yield
 
 

@@ -10,16 +10,18 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
+from running import ToyMetric
 from torch import Tensor, nn
 
 from addp_backbone import ADDPViT
 from addp_backbone.runtime.launch import fit_to_device, set_resume, use_safe_hooks
-from addp_backbone.runtime.runner import StageRunner
+from addp_backbone.runtime.runner import StageRunner, gather_over_network
 from addp_backbone.runtime.sharding import check_sharding
 
 NUM_ITERS = 4
@@ -155,6 +157,19 @@ def error_of(call: Any) -> str:
     return ''
 
 
+def mean_without_common_folder(rank: int, place: Path) -> float:
+    """The mean of a metric's results, of each rank its number, where ranks work in folders of their own."""
+    own = place / f'machine{rank}'
+    own.mkdir()
+    before = Path.cwd()
+    os.chdir(own)
+    evaluator = gather_over_network(Evaluator([ToyMetric()]))
+    evaluator.metrics[0].results = [float(rank)]
+    result = evaluator.evaluate(2)
+    os.chdir(before)
+    return result['mean']
+
+
 def run_rank(rank: int, folder: str, port: int) -> None:
     """One of the two processes; writes ``rank{r}.pt``."""
     torch.set_num_threads(1)
@@ -174,6 +189,7 @@ def run_rank(rank: int, folder: str, port: int) -> None:
     lacking = {name: value for name, value in fsdp.strategy.whole_tensors.items() if 'head' not in name}
     fsdp.strategy.resuming = True
     result['lacking'] = error_of(lambda: fsdp.strategy.load_model_state_dict(lacking))
+    result['mean_of_ranks'] = mean_without_common_folder(rank, place)
     if rank == 1:
         fsdp.model.head.weight.data.fill_(float('nan'))
         fsdp.model.head.bias.data.fill_(float('nan'))

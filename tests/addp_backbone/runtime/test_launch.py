@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from running import ROOT, run_command_line, run_tool
+from running import ROOT, run_command_line, run_tool, toy_config
 
 from addp_backbone.runtime.config_checks import LaunchError, check_data
-from addp_backbone.runtime.distributed import start_processes
-from addp_backbone.runtime.launch import draw_predictions, fit_to_device, load_config, set_resume
+from addp_backbone.runtime.distributed import choose_gpu, start_processes
+from addp_backbone.runtime.launch import draw_predictions, fit_to_device, load_config, refuse_deterministic, set_resume
 from addp_backbone.runtime.optim_wrappers import use_amp
+from addp_backbone.runtime.runner import StageRunner
+from addp_backbone.runtime.tf32 import apply_tf32_option, exact_float32
 
 
 def test_a_missing_config_is_named_with_its_nearest_neighbour() -> None:
@@ -209,3 +211,48 @@ def test_metrics_go_into_json_files_only(tiny_seg_config: Path, tmp_path: Path) 
     (tmp_path / 'c.pth').touch()
     with pytest.raises(LaunchError, match=r'wanted a file that ends in \.json'):
         run_command_line('test', tiny_seg_config, tmp_path / 'c.pth', '--out', 'metrics.txt')
+
+
+def test_a_slurm_task_with_a_gpu_of_its_own_takes_it() -> None:
+    assert [choose_gpu('slurm', rank, 1) for rank in range(4)] == [0] * 4
+    assert [choose_gpu('slurm', rank, 4) for rank in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(('launcher', 'num_gpus'), [('pytorch', 1), ('slurm', 2)])
+def test_more_processes_than_gpus_are_refused(launcher: str, num_gpus: int) -> None:
+    with pytest.raises(LaunchError, match=f'it sees {num_gpus}. Start at most {num_gpus} processes'):
+        choose_gpu(launcher, 2, num_gpus)
+
+
+def test_the_gpu_is_handed_to_mmengine_by_the_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    given = dict(SLURM_PROCID='3', SLURM_LOCALID='3', SLURM_NTASKS='4', MASTER_ADDR='localhost', LOCAL_RANK='')
+    for name, value in dict(given, RANK='', WORLD_SIZE='', MASTER_PORT='29500').items():
+        monkeypatch.setenv(name, value)
+    assert start_processes('slurm') == 4
+    assert (os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['SLURM_LOCALID']) == ('3', '0', '0')
+
+
+def test_deterministic_algorithms_are_refused_on_cuda_with_the_reason() -> None:
+    cfg = Config(dict(randomness=dict(seed=0, deterministic=True)))
+    refuse_deterministic(cfg, cuda=False)
+    with pytest.raises(LaunchError, match='no deterministic kernel for the gradients of bicubic'):
+        refuse_deterministic(cfg, cuda=True)
+
+
+def test_tf32_is_off_where_float32_is_promised_and_an_option_of_training() -> None:
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags]
+    with exact_float32():
+        assert [flag.allow_tf32 for flag in flags] == [False, False]
+        apply_tf32_option(Config(dict(env_cfg=dict(tf32=True))))
+        assert [flag.allow_tf32 for flag in flags] == [True, True]
+    assert [flag.allow_tf32 for flag in flags] == before
+    with pytest.raises(LaunchError, match=r"env_cfg\.tf32 is 'yes'"):
+        apply_tf32_option(Config(dict(env_cfg=dict(tf32='yes'))))
+
+
+def test_metrics_of_a_stage_send_their_results_over_the_network(tmp_path: Path) -> None:
+    runner = StageRunner.from_cfg(toy_config(tmp_path))
+    assert runner.build_evaluator(dict(type='ToyMetric')).metrics[0].collect_device == 'gpu'

@@ -170,6 +170,20 @@ def test_under_a_loss_scale_a_bad_loss_costs_a_step_until_the_scale_collapses(
     assert runner.message_hub.get_scalar('train/loss_scale').current() == scale
 
 
+def test_a_loss_scale_that_collapses_under_finite_losses_stops_the_run(tmp_path: Path) -> None:
+    hook, hub = StopOnBadLoss(), MessageHub('collapse')
+    for iteration, scale in enumerate((2.0, 1.0, 1.0, 0.5)):
+        runner = SimpleNamespace(
+            optim_wrapper=SimpleNamespace(loss_scaler=torch.amp.GradScaler('cpu', init_scale=scale)),
+            message_hub=hub,
+            iter=iteration,
+            work_dir=str(tmp_path),
+        )
+        with pytest.raises(BadLossError, match=r'scale has fallen to 0\.5: 2 steps') if scale < 1 else nullcontext():
+            hook.after_train_iter(runner, iteration, outputs=dict(loss=torch.tensor(1.0)))  # type: ignore[arg-type]
+    assert hub.get_scalar('train/skipped_steps').current() == 2
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     # An infinite step: the loss it came from was still finite.
     with pytest.raises(BadLossError, match='parameters are not finite'):

@@ -86,6 +86,10 @@ def test_weights_that_are_not_finite_on_another_rank_are_not_saved(folder: Path,
     assert not (folder / 'bad.pth').exists()
 
 
+def test_results_are_gathered_without_a_common_working_directory(folder: Path) -> None:
+    assert [load(folder / f'rank{rank}.pt')['mean_of_ranks'] for rank in range(2)] == [0.5, 0.5]
+
+
 def test_averaged_weights_are_refused_before_training(tmp_path: Path) -> None:
     cfg = make_config(tmp_path, sharded=True)
     cfg.custom_hooks = [dict(type='EMAHook')]

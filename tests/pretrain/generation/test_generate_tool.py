@@ -205,6 +205,9 @@ def test_bfloat16_runs_the_tokenizer_in_it_and_gives_images(files, tmp_path):
         torch.ones(1, 16, dtype=torch.bool),
     )
     wanted = model.predict_logits(*inputs)
+    with precision(model, 'fp32'):
+        assert not torch.backends.cudnn.allow_tf32, 'fp32 is not TF32'
+        assert model.tokenizer.encoder.mid.block_1.conv1.weight.is_contiguous()
     with precision(model, 'bf16'):
         assert model.tokenizer.decoder.conv_in.weight.dtype == torch.bfloat16
         got = model.predict_logits(*inputs)

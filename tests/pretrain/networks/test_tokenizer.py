@@ -210,6 +210,36 @@ def test_the_adaptive_weight_gives_both_gradients_one_norm():
     assert math.isclose(factor, 6, rel_tol=1e-3)
 
 
+@pytest.mark.parametrize('factor', [1.0, 1e-6], ids=['small batch', 'large batch'])
+def test_the_adaptive_weight_in_float16_is_that_of_float32(factor):
+    """The gradient of a mean over a large batch is below float16's numbers at each pixel."""
+    torch.manual_seed(0)
+    last = torch.nn.Conv2d(8, 3, 3, padding=1)
+    judge = PatchDiscriminator(base_channels=8, num_layers=1)
+    x, images = torch.rand(2, 8, 32, 32), torch.rand(2, 3, 32, 32)
+    weights = []
+    for half in (False, True):
+        with torch.autocast('cpu', torch.float16, enabled=half):
+            reconstruction = last(x).float()
+            losses = F.l1_loss(reconstruction, images), generator_loss(judge, reconstruction)
+            weights.append(adaptive_weight(losses[0] * factor, losses[1] * factor, last.weight))
+    assert weights[0] > 0
+    assert math.isclose(weights[1], weights[0], rel_tol=0.02)
+
+
+def test_layouts_give_the_same_tokens_and_can_be_chosen(images):
+    tokenizer = tiny_tokenizer()
+    plain = tokenizer.encode_continuous(images)
+    tokenizer.lay_out()
+    assert tokenizer.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(tokenizer.encode_continuous(images), plain, rtol=1e-4, atol=1e-4)
+    tokens = tokenizer.encode(images).tokens
+    tokenizer.lay_out(channels_last=False)
+    assert tokenizer.encoder.mid.block_1.conv1.weight.is_contiguous()
+    assert torch.equal(tokenizer.encode_continuous(images), plain)
+    assert torch.equal(tokenizer.encode(images).tokens, tokens)
+
+
 def test_the_hinge_losses_rest_once_real_and_fake_are_told_apart():
     class Brightness(torch.nn.Module):
         def forward(self, images):
