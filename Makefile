@@ -42,6 +42,10 @@ check: lint types test
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check $(SOURCES) pretrain/configs
+	$(PYTHON) -m ruff format --check $(SOURCES) pretrain/configs
+
+format: $(INSTALLED)
+	$(PYTHON) -m ruff format $(SOURCES) pretrain/configs
 
 types: $(INSTALLED)
 	$(PYTHON) -m mypy

@@ -11,7 +11,7 @@ from setuptools import Distribution, setup
 
 
 class DistributionWithData(Distribution):
-    """Editable installs place data files only if the distribution answers ``has_data``, which setuptools forgot to give it."""
+    """Answers ``has_data``, which setuptools' own class lacks: without it editable installs skip the data files."""
 
     def has_data(self):
         """Whether there are data files."""

@@ -1,8 +1,9 @@
 """A small plain ViT of timm, Mask R-CNN with the small heads of addp_tiny_maskrcnn.py: for laptops and small data sets.
 
 Command: ``python tools/train.py det_configs/timm_tiny_maskrcnn.py --cfg-options
-model.backbone.init_cfg.checkpoint=FILE`` (no GPU needed; on own data inherit from this leaf). The backbone is frozen by default, and its tenth block is the map
-that pyramid and heads get. All values are ours, tuned on small data; nothing is published.
+model.backbone.init_cfg.checkpoint=FILE`` (no GPU needed; on own data inherit from this leaf). The backbone is frozen by
+default, and its tenth block is the map that pyramid and heads get. All values are ours, tuned on small data; nothing is
+published.
 """
 
 _base_ = './addp_tiny_maskrcnn.py'

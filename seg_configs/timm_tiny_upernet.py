@@ -1,8 +1,8 @@
 """A small plain ViT of timm, UperNet with the small heads of addp_tiny_upernet.py: for laptops and small data sets.
 
 Command: ``python tools/train.py seg_configs/timm_tiny_upernet.py --cfg-options
-model.backbone.init_cfg.checkpoint=FILE`` (no GPU needed; on own data inherit from this leaf). The backbone is frozen by default. All values are ours, tuned on
-small data; nothing is published.
+model.backbone.init_cfg.checkpoint=FILE`` (no GPU needed; on own data inherit from this leaf). The backbone is frozen by
+default. All values are ours, tuned on small data; nothing is published.
 """
 
 _base_ = './addp_tiny_upernet.py'

@@ -1,7 +1,8 @@
 """Any plain ViT of timm, frozen, UperNet, ADE20K, 160k iterations: what its features hold as they are.
 
 Command: ``tools/dist_train.sh seg_configs/timm_upernet_frozen.py 8 --amp --cfg-options model.backbone.model=NAME
-model.backbone.init_cfg.checkpoint=FILE`` (8 GPUs). The learning rate is MAE's; mIoU: published by nobody; measured: not run.
+model.backbone.init_cfg.checkpoint=FILE`` (8 GPUs). The learning rate is MAE's; mIoU: published by nobody; measured: not
+run.
 """
 
 _base_ = [

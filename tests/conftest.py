@@ -24,7 +24,7 @@ COLOURS = {'disc': (220, 40, 40), 'box': (40, 200, 60), 'wedge': (50, 70, 230)}
 
 @pytest.fixture(autouse=True)
 def _no_scope_left_behind() -> Iterator[None]:
-    """Forgets mmengine's default scope after each test: mmseg's, left by another test, would hide mmdet's registries."""
+    """Forgets mmengine's default scope after each test: mmseg's, left by one test, would hide mmdet's registries."""
     yield
     DefaultScope._instance_dict.clear()
 
@@ -95,7 +95,7 @@ def tiny_ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='session')
 def tiny_det_config(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A leaf of det_configs/addp_tiny_maskrcnn.py on ``tiny_coco``: 64 px images, 4 iterations, data read in the main process, few RoIs."""
+    """A leaf of det_configs/addp_tiny_maskrcnn.py on ``tiny_coco``: 64 px images, few RoIs, no workers."""
     return _write_leaf(
         tmp_path_factory.mktemp('configs') / 'det.py',
         'det_configs/addp_tiny_maskrcnn.py',
@@ -127,7 +127,8 @@ def tiny_seg_config(tiny_ade: Path, tmp_path_factory: pytest.TempPathFactory) ->
         'seg_configs/addp_tiny_upernet.py',
         f"""
 dataset = dict(
-    type='BaseSegDataset', img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=True, data_root={str(tiny_ade)!r},
+    type='BaseSegDataset', img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=True,
+    data_root={str(tiny_ade)!r},
     metainfo=dict(classes={('background', *SHAPES)}, palette=[[i, i, i] for i in range(4)]))
 model = dict(
     data_preprocessor=dict(size=(32, 32)), backbone=dict(img_size=32, drop_path_rate=0.1),
@@ -135,7 +136,8 @@ model = dict(
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 for step in train_pipeline + test_pipeline:
     step.update({{key: value for key, value in dict(scale=(64, 48), crop_size=(32, 32)).items() if key in step}})
-train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, **dataset))
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
+                        dataset=dict(pipeline=train_pipeline, **dataset))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
 """,
@@ -148,7 +150,9 @@ def _write_leaf(path: Path, base: str, text: str) -> Path:
         f"""_base_ = {str(Path(__file__).resolve().parents[1] / base)!r}
 {text}
 train_cfg = dict(max_iters=4, val_begin=1000)
-param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2), dict(type='CosineAnnealingLR', by_epoch=False, begin=2)]
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=2)]
 default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 log_processor = dict(window_size=1)
 """,

@@ -1,4 +1,4 @@
-"""What all commands of tools/ share: the parser, the line that reports an error, exit codes, and which checkout they use.
+"""What all commands of tools/ share: the parser, how errors are reported, exit codes, and which checkout they use.
 
 Importing this module puts the checkout that it lies in first on the path, so that a command runs the code beside it
 whatever is installed in the environment. Only the standard library is imported: tools/doctor.py has to work where the

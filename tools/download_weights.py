@@ -1,4 +1,4 @@
-"""Fetches the released checkpoints, and the Inception weights of FID, to where the configs look for them, and checks them.
+"""Fetches the released checkpoints and FID's Inception weights to where the configs look for them, and checks them.
 
     python tools/download_weights.py                    everything (a file that is there is checked, not fetched again)
     python tools/download_weights.py base               what ViT-Base needs; or large, or names such as addp-vit-base-16

@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
     write_png(edit_figure(done), args.out / 'edit.png')
     if not done.mask.any():
         print(
-            f'note: at the {model.img_size} px of the model the mask covers no pixel, so the results are reconstructions',
+            f'note: at the {model.img_size} px of the model the mask covers no pixel, so the results are '
+            'reconstructions',
             file=sys.stderr,
         )
     print(f'{args.out}: {args.num_results} results, {int(done.mask[0].sum())} of {model.num_tokens} tokens drawn anew')

@@ -1,10 +1,11 @@
-"""Measures FID and IS of generated images by torch-fidelity; KID, precision and recall as well.
+r"""Measures FID and IS of generated images by torch-fidelity; KID, precision and recall as well.
 
-    python tools/evaluate_generation.py GENERATED REFERENCE --inception-weights weights-inception-2015-12-05-6726825d.pth --out F.json
+    python tools/evaluate_generation.py GENERATED REFERENCE --out F.json \
+        --inception-weights weights-inception-2015-12-05-6726825d.pth
 
 GENERATED: a folder of tools/generate.py; its figures (grid.png, steps.png) do not count. REFERENCE: a folder of
-tools/prepare_imagenet_val.py. Refuses what the protocol of the published figures excludes (JPEG references, mixed sizes, other
-numbers than 50,000 images), unless --allow-protocol-mismatch, which the result then says.
+tools/prepare_imagenet_val.py. Refuses what the protocol of the published figures excludes (JPEG references, mixed
+sizes, other numbers than 50,000 images), unless --allow-protocol-mismatch, which the result then says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Few-shot classification: trains on k images a class once for each seed, tests on everything, prints mean and spread.
+r"""Few-shot classification: trains on k images a class once for each seed, tests on everything, prints mean and spread.
 
-    python tools/few_shot.py pretrain/configs/linear_base.py --cfg-options few_shot.images_per_class=5 few_shot.seeds=0,1,2
+    python tools/few_shot.py pretrain/configs/linear_base.py \
+        --cfg-options few_shot.images_per_class=5 few_shot.seeds=0,1,2
 
 Which images, and initial weights and augmentation, follow from the seed. Written: WORK_DIR/images_K/seed_S (a run each)
 and WORK_DIR/few_shot.json. A cut command goes on when started again.
@@ -48,8 +49,9 @@ def run(args: argparse.Namespace) -> None:
     summary = run_few_shot(cfg, args.config, work_dir, args.processes, args.cfg_options)
     for name, entry in summary.items():
         if isinstance(entry, dict):
+            values = ', '.join(f'{value:.2f}' for value in entry['values'].values())
             print(
-                f'{name}: {entry["mean"]:.2f} +- {entry["std"]:.2f} ({", ".join(f"{value:.2f}" for value in entry["values"].values())}) '
+                f'{name}: {entry["mean"]:.2f} +- {entry["std"]:.2f} ({values}) '
                 f'with {summary["images_per_class"]} images a class'
             )
 

@@ -138,10 +138,13 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [
         f'# The plain ViTs of {describe_versions()}',
         '',
-        f'{len(rows)} models that `TimmViT` takes. Made by `python tools/list_backbones.py --check-all --markdown FILE`:',
-        "each model's first two blocks, with random weights, were compared with timm's own maps at two image sizes, one of",
+        f'{len(rows)} models that `TimmViT` takes. '
+        'Made by `python tools/list_backbones.py --check-all --markdown FILE`:',
+        "each model's first two blocks, with random weights, were compared with timm's own maps at two image sizes, "
+        'one of',
         'them not square; the last column has the largest difference relative to the largest value. GFLOP and GiB are',
-        'formulas for one image with global attention (GiB: float32 activations for the backward pass), not measurements.',
+        'formulas for one image with global attention (GiB: float32 activations for the backward pass), '
+        'not measurements.',
         '',
         '| ' + ' | '.join(titles) + ' |',
         '|' + '---|' * len(titles),

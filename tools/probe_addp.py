@@ -1,7 +1,9 @@
-"""Tells whether an ADDP's encoder has learned anything, which its loss does not show: the decoder may do with the tokens alone.
+"""Tells whether an ADDP's encoder has learned anything.
 
     python tools/probe_addp.py pretrain/configs/addp_tiny.py work_dirs/addp_tiny
     python tools/probe_addp.py CONFIG CKPT --num-images 1024 --cfg-options train_dataloader.dataset.data_root=MY/IMAGES
+
+The loss does not show it, as the decoder can lower it with the tokens alone.
 
 CONFIG is a pre-training config of ADDP that names the tokenizer and the token predictor, CKPT a checkpoint (or work
 dir) of that training or a released file. Images come from the config's training set, with its augmentation, in the same
@@ -82,14 +84,16 @@ def describe(use: EncoderUse) -> str:
     rows = [
         f"{use.least:7.3f}  the target's own entropy: no prediction is better",
         f'{use.addp:7.3f}  ADDP: {share(use.learned, "of what there is to learn")}',
-        f'{use.without_tokens:7.3f}  the tokens hidden from the decoder, the encoder alone: {share(use.learned_by_encoder, "of it")}',
-        f"{use.other_image:7.3f}  the encoder's output of another image: {share(use.lost_without_encoder, 'of it lost')}",
+        f'{use.without_tokens:7.3f}  the tokens hidden from the decoder, the encoder alone: '
+        f'{share(use.learned_by_encoder, "of it")}',
+        f"{use.other_image:7.3f}  the encoder's output of another image: "
+        f'{share(use.lost_without_encoder, "of it lost")}',
         f'{use.most:7.3f}  the mean target at every place: nothing learned',
     ]
     if use.learned is None:
         rows.append(
-            f"The token predictor's distribution is all but the same everywhere ({use.learnable:.3f} nats between the first and the last "
-            'figure): nothing can be learned from it. Train the token predictor longer.'
+            f"The token predictor's distribution is all but the same everywhere ({use.learnable:.3f} nats between the "
+            'first and the last figure): nothing can be learned from it. Train the token predictor longer.'
         )
     return '\n'.join(rows)
 
@@ -101,7 +105,8 @@ def run(args: argparse.Namespace) -> None:
     images = pick_images(DATASETS.build(cfg.train_dataloader.dataset), args.num_images, model)
     use = measure_encoder_use(model.addp, batches(images, model.addp.num_tokens, args.mask_ratio))
     print(
-        f'cross entropy against the target, in nats ({len(images)} images, {args.mask_ratio:.0%} masked)\n{describe(use)}'
+        f'cross entropy against the target, in nats ({len(images)} images, {args.mask_ratio:.0%} masked)\n'
+        f'{describe(use)}'
     )
     if args.out:
         shares = dict(

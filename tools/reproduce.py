@@ -1,9 +1,12 @@
-"""Fills the paper's table: lists, checks and runs what is needed, and puts our values beside the published ones.
+r"""Fills the paper's table: lists, checks and runs what is needed, and puts our values beside the published ones.
 
-    python tools/reproduce.py --model base --gpus 8 --imagenet data/imagenet --coco data/coco --ade20k data/ade/ADEChallengeData2016
+    python tools/reproduce.py --model base --gpus 8 \
+        --imagenet data/imagenet --coco data/coco --ade20k data/ade/ADEChallengeData2016
     python tools/reproduce.py --model large --rows ap,miou --gpus 64 --slurm > submit.sh && bash submit.sh
-    python tools/reproduce.py --init addp=exp/release/addp-vit-base-16.pth --format addp --init mae.pth --format mae --rows top1,ap,miou
-    python tools/reproduce.py --model tiny --shapes data/shapes --init work_dirs/addp_tiny --format addp --init random --rows top1,ap,miou
+    python tools/reproduce.py --rows top1,ap,miou \
+        --init addp=exp/release/addp-vit-base-16.pth --format addp --init mae.pth --format mae
+    python tools/reproduce.py --rows top1,ap,miou --model tiny --shapes data/shapes \
+        --init work_dirs/addp_tiny --format addp --init random
 
 Several machines: --slurm. Started again, it goes on where it stopped: a finished stage is not repeated, a changed
 command (also another number of GPUs) is another stage. WORK_DIR/MODEL/results.json and results.md hold only what
@@ -46,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks, then prints commands, a script or the table, or runs what is not finished; returns 1 if something failed."""
+    """Checks, then prints commands, a script or the table, or runs what is not finished; returns 1 on a failure."""
     settings = read_settings(args)
     plan = make_plan(settings)
     script = make_script(args, plan) if args.slurm else ''

@@ -41,7 +41,8 @@ DETECTION_HEADS = 'detection heads and preprocessing, not part of backbone and p
 FROZEN = 'frozen network of pre-training'
 
 TO_TIMM_VIT = (
-    'Use it with the backbone TimmViT, which computes every plain ViT of timm as published and reads the file as it is: '
+    'Use it with the backbone TimmViT, which computes every plain ViT of timm as published and reads the file as it '
+    'is: '
     'det_configs/timm_maskrcnn.py, seg_configs/timm_upernet.py with --cfg-options model.backbone.model=NAME '
     'model.backbone.init_cfg.checkpoint=FILE (python tools/list_backbones.py lists the names)'
 )

@@ -45,8 +45,8 @@ def start_processes(launcher: str, timeout_s: float = TIMEOUT_S) -> int:
     missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
     if missing:
         raise LaunchError(
-            f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh CONFIG '
-            'PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out'
+            f'--launcher {launcher} but {", ".join(missing)} are not set; start the processes by tools/dist_train.sh '
+            'CONFIG PROCESSES (torchrun) or tools/slurm_train.sh, or leave --launcher out'
         )
     if launcher == 'pytorch':
         die_with_parent()  # torchrun's processes would go on when it is killed

@@ -126,7 +126,8 @@ def _pairs(facts: Facts) -> list[Problem]:
     if torch and wanted and version_tuple(torch) != version_tuple(wanted):
         problems.append(
             Problem(
-                f'torchvision {packages.get("torchvision")} is built for torch {wanted}, but torch {torch} is installed',
+                f'torchvision {packages.get("torchvision")} is built for torch {wanted}, '
+                f'but torch {torch} is installed',
                 f'pip install --upgrade "torch=={torch.split("+")[0]}" torchvision',
             )
         )
@@ -279,7 +280,8 @@ def _cuda(facts: Facts) -> list[Problem]:
         if facts.get('torch_archs') and not gpu['supported']:
             problems.append(
                 Problem(
-                    f'{gpu["name"]} (compute capability {gpu["capability"]}) is not among the architectures of this torch',
+                    f'{gpu["name"]} (compute capability {gpu["capability"]}) is not among the architectures '
+                    'of this torch',
                     'install a torch build for it: https://pytorch.org/get-started/previous-versions',
                 )
             )

@@ -1,7 +1,7 @@
-"""Looks at the running environment: versions, devices, imports, ops. :mod:`addp_backbone.runtime.doctor` judges what is found.
+"""Looks at the running environment: versions, devices, imports, ops.
 
-Imports nothing but the standard library until it looks, and no other file of this package, so that it works where the
-rest does not.
+:mod:`addp_backbone.runtime.doctor` judges what is found. Imports nothing but the standard library until it looks, and
+no other file of this package, so that it works where the rest does not.
 """
 
 from __future__ import annotations

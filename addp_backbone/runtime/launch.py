@@ -96,7 +96,7 @@ def load_config(
 
 
 def _make_room(cfg: Config, options: dict[str, Any]) -> None:
-    """Lets ``--cfg-options a.b.c=1`` set a value below ``b=None`` (a leaf's ``init_cfg``), which mmengine refuses to merge."""
+    """Lets ``--cfg-options a.b.c=1`` set a value below ``b=None``, as a leaf's ``init_cfg`` is; mmengine refuses to."""
     for name in options:
         node: Any = cfg
         *parents, _ = name.split('.')
@@ -109,7 +109,9 @@ def _make_room(cfg: Config, options: dict[str, Any]) -> None:
 
 
 def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
-    """Without CUDA, replaces what needs it: SyncBN by BN, AmpOptimWrapper by bfloat16, DDP's device by none. Changes ``cfg``.
+    """Without CUDA, replaces what needs it: SyncBN by BN, AmpOptimWrapper by bfloat16, DDP's device by none.
+
+    Changes ``cfg`` in place.
 
     Args:
         cfg: The config.
@@ -194,8 +196,9 @@ def use_safe_hooks(cfg: Config, world_size: int) -> None:
             if checkpoint.get('interval', -1) > 0 and checkpoint.interval % count:
                 raise LaunchError(
                     f'default_hooks.checkpoint.interval={checkpoint.interval} is no multiple of '
-                    f'{option}.accumulative_counts={count}: with several processes a checkpoint within an accumulation would '
-                    f'lose gradients. Set default_hooks.checkpoint.interval={-(-checkpoint.interval // count) * count}'
+                    f'{option}.accumulative_counts={count}: with several processes a checkpoint within an accumulation '
+                    'would lose gradients. Set '
+                    f'default_hooks.checkpoint.interval={-(-checkpoint.interval // count) * count}'
                 )
 
 

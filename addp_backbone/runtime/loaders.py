@@ -1,4 +1,4 @@
-"""Data workers that cannot hang a run: a timeout, and a look at the shared memory that they hand their batches over in."""
+"""Data workers that cannot hang a run: a timeout, and a check of the shared memory that carries their batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def set_worker_timeouts(cfg: Config, timeout_s: float = WORKER_TIMEOUT_S) -> Non
 
 @HOOKS.register_module()
 class CheckSharedMemory(Hook):
-    """Refuses to train if the data workers' batches do not fit into shared memory, where they would die by a bus error."""
+    """Refuses to train if the data workers' batches do not fit into shared memory: a bus error would kill them."""
 
     def before_train(self, runner: Runner) -> None:
         """Measures the first sample of the data set.
@@ -57,8 +57,8 @@ def check_shared_memory(needed: int, free: int, num_workers: int) -> None:
     """
     if needed > free:
         raise LaunchError(
-            f'{num_workers} data workers need about {needed / 1e6:.0f} MB of shared memory for the batches they prepare, '
-            f'{SHARED_MEMORY} has {free / 1e6:.0f} MB free: docker run --shm-size=8g ..., a smaller '
+            f'{num_workers} data workers need about {needed / 1e6:.0f} MB of shared memory for the batches they '
+            f'prepare, {SHARED_MEMORY} has {free / 1e6:.0f} MB free: docker run --shm-size=8g ..., a smaller '
             'train_dataloader.num_workers, or --cfg-options train_dataloader.num_workers=0 '
             'train_dataloader.persistent_workers=False train_dataloader.timeout=0'
         )

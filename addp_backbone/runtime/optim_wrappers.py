@@ -18,9 +18,10 @@ from addp_backbone.runtime.scale_lr import optim_wrappers
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
-    """Runs the forward pass in bfloat16 autocast, on any device; bfloat16 has float32's range and needs no loss scaling.
+    """Runs the forward pass in bfloat16 autocast, on any device.
 
-    mmengine's ``AmpOptimWrapper`` refuses to work without CUDA. Arguments are those of ``OptimWrapper``.
+    bfloat16 has float32's range and needs no loss scaling. mmengine's ``AmpOptimWrapper`` refuses to work without CUDA.
+    Arguments are those of ``OptimWrapper``.
     """
 
     @contextmanager

@@ -1,8 +1,8 @@
 """Preemption: a signal lets training save at the end of the running iteration, on all processes together, and end.
 
 SIGTERM (preempted and cancelled jobs), SIGUSR1 (Slurm's ``--signal``, ahead of the time limit) and the first SIGINT
-(Ctrl-C) count; a second signal ends the process at once. The exit code is :data:`PREEMPTED`, so that a script can tell a
-run that has to be resumed from one that failed.
+(Ctrl-C) count; a second signal ends the process at once. The exit code is :data:`PREEMPTED`, so that a script can tell
+a run that has to be resumed from one that failed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Processes that end with the one that started them: what a killed run leaves behind would hold its memory, files and locks.
+"""Processes that end with the one that started them.
 
-A data worker whose run was killed waits for ever to hand over its batch; a process of torchrun goes on training.
+Those that a killed run leaves behind would keep its memory, files and locks: a data worker waits for ever to hand over
+its batch; a process of torchrun goes on training.
 """
 
 from __future__ import annotations

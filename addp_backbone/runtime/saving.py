@@ -140,8 +140,8 @@ class StopOnBadLoss(Hook):
             if not bad:
                 continue
             raise BadLossError(
-                f'at iteration {runner.iter + 1} {len(bad)} {kind} are not finite, among them {", ".join(bad[:3])}; the '
-                f'model is not saved. {_advice(runner)}'
+                f'at iteration {runner.iter + 1} {len(bad)} {kind} are not finite, among them {", ".join(bad[:3])}; '
+                f'the model is not saved. {_advice(runner)}'
             )
 
 

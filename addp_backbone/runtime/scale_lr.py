@@ -54,9 +54,10 @@ class _Clock:
 
 
 def scale_lr(cfg: Config, world_size: int) -> list[Change]:
-    """Scales learning rates, and for iteration-based training the schedule, to the real global batch; changes ``cfg`` in place.
+    """Scales learning rates, and for iteration-based training the schedule, to the real global batch.
 
-    The real batch is ``train_dataloader.batch_size * world_size * accumulative_counts``. Learning rates take the ratio
+    Changes ``cfg`` in place. The real batch is
+    ``train_dataloader.batch_size * world_size * accumulative_counts``. Learning rates take the ratio
     of real to base batch, or its square root; ``max_iters``, milestones, ends and periods of schedulers, and the
     intervals of validation and checkpoints take the inverse, so that as many images are seen between them. Warm-up
     keeps its number of optimizer steps. Values after scaling are multiples of ``accumulative_counts``. Epoch-based
@@ -78,8 +79,8 @@ def scale_lr(cfg: Config, world_size: int) -> list[Change]:
     rule = settings.get('rule', 'linear')
     if not isinstance(base_batch, int) or base_batch < 1:
         raise LaunchError(
-            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the batch that its learning rate '
-            f'is for; got base_batch_size={base_batch!r}'
+            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the batch that its '
+            f'learning rate is for; got base_batch_size={base_batch!r}'
         )
     if rule not in RULES:
         raise LaunchError(f'auto_scale_lr.rule is {rule!r}, wanted one of {RULES}')
@@ -128,7 +129,8 @@ def _scale_iterations(cfg: Config, changes: list[Change], ratio: Fraction, accum
     if total <= clock(warmup_iters):
         raise LaunchError(
             f'--auto-scale-lr would leave {total} of {cfg.train_cfg.max_iters} iterations, no more than the warm-up of '
-            f'{clock(warmup_iters)}; take a smaller global batch, or leave the option out and choose lr and max_iters yourself'
+            f'{clock(warmup_iters)}; take a smaller global batch, or leave the option out and choose lr and max_iters '
+            'yourself'
         )
     for index, scheduler in by_iter:
         _scale_scheduler(scheduler, changes, 'param_scheduler' if index is None else f'param_scheduler.{index}', clock)

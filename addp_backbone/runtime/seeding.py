@@ -1,7 +1,8 @@
-"""Exact resume: every random number of a run is a function of (seed, rank, iteration) or (seed, place in the data stream).
+"""Exact resume: the random numbers of a run follow from its seed and from how far it has come.
 
-Nothing has to be stored, so it does not matter where a run was cut, how many data workers it has, or whether it
-validated in between. A config asks for it with ``sampler=dict(type='SeededInfiniteSampler', shuffle=True)``,
+Each is a function of (seed, rank, iteration), or of (seed, position in the data stream). Nothing has to be stored, so
+it does not matter where a run was cut, how many data workers it has, or whether it validated in between. A config asks
+for it with ``sampler=dict(type='SeededInfiniteSampler', shuffle=True)``,
 ``dict(type='SeedAugmentation')`` as first step of the training pipeline, and the hook
 ``dict(type='SeedEachIteration')`` (tools/train.py adds the hook where it is missing).
 """
@@ -96,8 +97,8 @@ class SeededInfiniteSampler(Sampler):
         self.size = len(dataset)
         if not self.size:
             raise ValueError(
-                f'the training set ({type(dataset).__name__}) has no samples, wanted at least one; see its data_root, ann_file '
-                'and data_prefix (and filter_cfg, which may have dropped every image)'
+                f'the training set ({type(dataset).__name__}) has no samples, wanted at least one; see its data_root, '
+                'ann_file and data_prefix (and filter_cfg, which may have dropped every image)'
             )
         if num_repeats < 1:
             raise ValueError(f'num_repeats is {num_repeats}, wanted 1 (no repeats) or more')
@@ -123,7 +124,7 @@ class SeededInfiniteSampler(Sampler):
         return math.ceil(self.size / self.world_size)
 
     def skip(self, num_samples: int) -> None:
-        """Lets the next iteration begin after ``num_samples`` of this rank, counted from the start of the stream; takes no time."""
+        """Lets the next iteration begin after the first ``num_samples`` of this rank's stream, at no cost."""
         if num_samples < 0:
             raise ValueError(f'the number of samples to skip is {num_samples}, wanted 0 or more')
         self.num_skipped = num_samples
@@ -158,10 +159,10 @@ class SeedAugmentation:
 
 @HOOKS.register_module()
 class SeedEachIteration(Hook):
-    """Seeds every training iteration from (seed, rank, iteration), so that dropout, drop path and sampled boxes resume exactly.
+    """Seeds every training iteration from (seed, rank, iteration).
 
-    It also hands the seed of a resumed run to the sampler, and lets a checkpoint within a gradient accumulation (one
-    process) keep the gradients gathered so far.
+    So dropout, drop path and sampled boxes are the same in a resumed run. It also hands the seed of a resumed run to
+    the sampler, and lets a checkpoint within a gradient accumulation (one process) keep the gradients gathered so far.
     """
 
     priority = 'VERY_HIGH'

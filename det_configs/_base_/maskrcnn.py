@@ -80,7 +80,7 @@ model = dict(
             featmap_strides=[4, 8, 16, 32],
         ),
         mask_head=dict(
-            type='addp_backbone.detection.heads.Detectron2MaskHead',  # d2: its targets; its last layer starts with std 0.001
+            type='addp_backbone.detection.heads.Detectron2MaskHead',  # d2: its targets; std 0.001 in the last layer
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,

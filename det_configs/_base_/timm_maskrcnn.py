@@ -1,7 +1,7 @@
 """Model: Mask R-CNN as in maskrcnn.py on any plain ViT of timm, whose width and normalisation follow from its name.
 
-``stride=16`` shows images to a ViT of other patches at patch / 16 of their size, so that anchors and RoIs mean what they
-mean for ViTDet.
+``stride=16`` shows images to a ViT of other patches at patch / 16 of their size, so that anchors and RoIs mean what
+they mean for ViTDet.
 """
 
 _base_ = './maskrcnn.py'

@@ -20,7 +20,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1140px; mar
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc }
 table { border-collapse: collapse } td, th { padding: .3em .9em; border-bottom: 1px solid #ddd; text-align: right }
 td:first-child, th:first-child { text-align: left }
-figure { display: inline-block; margin: .5em .5em .5em 0; vertical-align: top } figcaption { font-size: .85em; color: #555 }
+figure { display: inline-block; margin: .5em .5em .5em 0; vertical-align: top }
+figcaption { font-size: .85em; color: #555 }
 img { max-width: 100% }
 """
 
@@ -39,9 +40,9 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
     work = miniature.work
     parts = [
         '<h1>ADDP transfer toolkit: the table in miniature</h1>',
-        '<p>One tiny ADDP, pre-trained on generated shapes; every transfer row trained from its weights and from random ones, with the '
-        f'same schedule and data, {_seeds(miniature.seeds)}. FID and IS are of a small network with random '
-        'weights in place of Inception: they compare runs of this command, nothing else.</p>',
+        '<p>One tiny ADDP, pre-trained on generated shapes; every transfer row trained from its weights and from '
+        f'random ones, with the same schedule and data, {_seeds(miniature.seeds)}. FID and IS are of a small '
+        'network with random weights in place of Inception: they compare runs of this command, nothing else.</p>',
         _table(table, len(miniature.seeds)),
         *(f'<p>{html.escape(note)}</p>' for note in notes),
         '<h2>Pre-training</h2>',
@@ -66,8 +67,8 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
                 *(_figure(path, path.stem, _OVERLAY_PX) for path in pictures),
             ]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ADDP in miniature</title><style>{_STYLE}</style></head>'
-        '<body>\n' + '\n'.join(parts) + '\n</body></html>\n'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ADDP in miniature</title>'
+        f'<style>{_STYLE}</style></head><body>\n' + '\n'.join(parts) + '\n</body></html>\n'
     )
 
 

@@ -23,7 +23,8 @@ class Sizes:
         addp: Iterations of ADDP.
         samples: Generated images.
         classification_epochs: Passes of fine-tuning and of the linear probe.
-        detection: Iterations of Mask R-CNN; few, as pre-trained weights matter most then (docs/miniature.md has longer ones).
+        detection: Iterations of Mask R-CNN; few, as pre-trained weights matter most then (docs/miniature.md has longer
+            ones).
         segmentation: Iterations of UperNet; the same.
     """
 

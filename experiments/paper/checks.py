@@ -1,4 +1,4 @@
-"""What has to be there before anything long begins: data in their layout, checkpoints, disk, GPUs. Every problem is a sentence."""
+"""Checks before anything long begins: data in their layout, checkpoints, disk, GPUs. Every problem is a sentence."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ LAYOUT_HINT = {
     'imagenet': 'ROOT/{train,val}/<1000 class folders>/*.JPEG',
     'coco': 'ROOT/{train2017,val2017}/*.jpg and ROOT/annotations/instances_{train2017,val2017}.json',
     'ade20k': 'ROOT/{images,annotations}/{training,validation} (ADEChallengeData2016)',
-    'shapes': 'python tools/make_shapes.py ROOT --train 400 --val 100 --train-per-class 100 --val-per-class 50 --plain 1000',
+    'shapes': 'python tools/make_shapes.py ROOT --train 400 --val 100 --train-per-class 100 --val-per-class 50 '
+    '--plain 1000',
 }
 
 
@@ -158,7 +159,8 @@ def check_machine(settings: Settings, plan: Plan, here: bool) -> list[str]:
     free = shutil.disk_usage(place).free / 1e9
     if free < wanted:
         problems.append(
-            f'{place} has {free:.0f} GB free, and about {wanted:.0f} GB are needed (estimate): free some, or give another --work-dir'
+            f'{place} has {free:.0f} GB free, and about {wanted:.0f} GB are needed (estimate): free some, or give '
+            'another --work-dir'
         )
     found = torch.cuda.device_count()
     if here and not settings.recipe.shapes and found < settings.num_gpus:
@@ -199,4 +201,7 @@ def _check_tokenizer(settings: Settings) -> Iterator[str]:
                 yield str(error)
                 continue
             if not inside:
-                yield f'{place} does not exist, and {init.path} holds no tokenizer: python tools/download_weights.py {TOKENIZER_FILE}'
+                yield (
+                    f'{place} does not exist, and {init.path} holds no tokenizer: '
+                    f'python tools/download_weights.py {TOKENIZER_FILE}'
+                )

@@ -25,7 +25,9 @@ _FOLDERS = {FINE_TUNING: 'top1', LINEAR: 'linear', DETECTION: 'ap', SEGMENTATION
 
 
 def make_plan(settings: Settings) -> Plan:
-    """Lists the stages of all rows and initialisations; conversions first, so that a wrong checkpoint is found in minutes.
+    """Lists the stages of all rows and initialisations.
+
+    Conversions come first, so that a wrong checkpoint is found in minutes.
 
     Raises:
         RequestError: If the number of GPUs does not divide a global batch.
@@ -134,7 +136,10 @@ def _weights_options(start: Stage | None) -> list[str]:
 
 
 def _structure_options(init: Initialization, task: str) -> list[str]:
-    """Of a linear probe, which keeps the encoder as pre-training had it: ADDP and MAGE have a norm behind the embeddings, others none."""
+    """Options of a linear probe, which keeps the encoder as it was pre-trained.
+
+    ADDP and MAGE have a norm behind the embeddings, others have none.
+    """
     return ['model.backbone.tokenizer_norm=False'] if task == LINEAR and init.format in ('mae', 'timm') else []
 
 

@@ -72,7 +72,10 @@ class Recipe:
         if task != GENERATION:
             return self.training[task].protocol
         reference = f'{"plain generated shapes" if self.shapes else "ImageNet val"}, {self.image_px} px PNG'
-        return f'{self.num_images} images, 20 steps, cosine, temperature 6, against {reference}; torch-fidelity, {self.extractor}'
+        return (
+            f'{self.num_images} images, 20 steps, cosine, temperature 6, against {reference}; '
+            f'torch-fidelity, {self.extractor}'
+        )
 
 
 VITDET_BASIS = "ViTDet's published seconds an iteration on 64 A100, x 184375 x 64"
@@ -154,7 +157,9 @@ RECIPES = {
 
 
 def batch_options(training: Training, num_gpus: int) -> list[str]:
-    """The ``--cfg-options`` that keep the global batch on any number of GPUs, by fewer images each or gradient accumulation.
+    """The ``--cfg-options`` that keep the global batch on any number of GPUs.
+
+    Each GPU takes fewer images, or gradients are accumulated.
 
     Raises:
         ValueError: If the number of GPUs does not divide the batch.

@@ -1,4 +1,7 @@
-"""The rows of the paper's table: the published values (here and nowhere else in code), and where our own stand in an evaluation's file."""
+"""The rows of the paper's table.
+
+Each has its published value, which is here and nowhere else in code, and the key of our own in an evaluation's file.
+"""
 
 from __future__ import annotations
 

@@ -188,14 +188,15 @@ def read_inits(words: Sequence[str], formats: Sequence[str], model: str) -> tupl
     if not words:
         if not released:
             raise RequestError(
-                f'--model {model} has no released checkpoint: give --init CKPT --format addp and, to compare, --init random'
+                f'--model {model} has no released checkpoint: give --init CKPT --format addp and, to compare, '
+                '--init random'
             )
         return (Initialization(released, 'addp', REPOSITORY / PUBLISHED_FILES[released].path),)
     given = [word for word in words if word != RANDOM]
     if len(formats) != len(given):
         raise RequestError(
-            f'{len(given)} checkpoints (--init) but {len(formats)} formats: give --format {"|".join(FORMATS)} after each; '
-            f'{RANDOM} has none'
+            f'{len(given)} checkpoints (--init) but {len(formats)} formats: give --format {"|".join(FORMATS)} after '
+            f'each; {RANDOM} has none'
         )
     kinds = iter(formats)
     inits = [Initialization(RANDOM, RANDOM, None) if word == RANDOM else _named(word, next(kinds)) for word in words]
@@ -217,7 +218,8 @@ def read_options(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
         row, colon, option = pair.partition(':')
         if row not in ROWS or not colon or '=' not in option:
             raise RequestError(
-                f'--cfg-options {pair}: wanted ROW:KEY=VALUE with ROW one of {", ".join(ROWS)}, e.g. ap:model.backbone.with_cp=True'
+                f'--cfg-options {pair}: wanted ROW:KEY=VALUE with ROW one of {", ".join(ROWS)}, '
+                'e.g. ap:model.backbone.with_cp=True'
             )
         options.setdefault(row, []).append(option)
     return {row: tuple(found) for row, found in options.items()}

@@ -1,4 +1,4 @@
-"""The table: each value from the file of its own finished evaluation, beside the published one; as text, JSON and Markdown."""
+"""The table as text, JSON and Markdown: each value from its finished evaluation's file, beside the published one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table in miniature: its stages fit together and the configs they name; every number comes from an evaluation's file."""
+"""The table in miniature: stages fit one another and the configs they name; numbers come from evaluations' files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/reproduce.py: commands that the tools accept, rows from finished evaluations only, resume, and clear words about what is missing."""
+"""tools/reproduce.py: commands that the tools accept, rows of finished evaluations, resume, what is missing named."""
 
 from __future__ import annotations
 

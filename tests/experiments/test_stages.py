@@ -108,7 +108,8 @@ def test_stages_that_need_nothing_of_each_other_run_side_by_side(tmp_path):
 
 def test_a_stage_starts_only_when_what_it_needs_has_finished_and_others_go_before_it(tmp_path):
     def note(name):
-        return f"open('order', 'a').write('+{name}')\n{wait_for(name, 'c') if name == 'a' else wait_for(name)}\nopen('order', 'a').write('-{name}')"
+        wait = wait_for(name, 'c') if name == 'a' else wait_for(name)
+        return f"open('order', 'a').write('+{name}')\n{wait}\nopen('order', 'a').write('-{name}')"
 
     a = Stage('a', 1, ('-c', note('a')))
     stages = [a, Stage('b', 1, ('-c', note('b')), needs=(a,)), Stage('c', 1, ('-c', note('c')))]
@@ -161,7 +162,8 @@ def test_a_need_that_does_not_stand_before_is_an_error(tmp_path):
 @pytest.mark.skipif(sys.platform != 'linux', reason='forks of a process that has imported torch')
 def test_forked_tools_do_what_fresh_ones_do_and_leave_no_trace_in_each_other(tmp_path):
     script = (
-        "import os, sys, torch\nif __name__ == '__main__':\n    print(*sys.argv, os.getcwd(), torch.get_num_threads(), hasattr(torch, 'stain'))\n"
+        "import os, sys, torch\nif __name__ == '__main__':\n"
+        "    print(*sys.argv, os.getcwd(), torch.get_num_threads(), hasattr(torch, 'stain'))\n"
         "    torch.stain = True\n    sys.exit({'good': 0, 'bad': 'no such data'}[sys.argv[1]])"
     )
     (tmp_path / 'tool.py').write_text(script)

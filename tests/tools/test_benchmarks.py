@@ -1,4 +1,4 @@
-"""Every row of the models' benchmarks at a tiny size: it prints what it should, and both sides compute the same numbers."""
+"""Every row of the models' benchmarks at a tiny size: what it prints, and that both sides compute the same numbers."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The benchmarks of data and evaluation: both sides compute the same, and a worker's memory does not follow the data set's length."""
+"""The benchmarks of data and evaluation: equal results; a worker's memory does not follow the data set's length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts that start several processes: signals passed on, preemption reported, restarts, one interface, requeueing."""
+"""The scripts that start processes: signals passed on, preemption reported, restarts, one interface, requeueing."""
 
 from __future__ import annotations
 

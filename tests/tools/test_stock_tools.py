@@ -1,4 +1,4 @@
-"""mmdet's and mmseg's own packaged train.py and test.py run our leaves: they need nothing of ours but the installed package."""
+"""The train.py and test.py that mmdet and mmseg package run our leaves, given nothing but our installed package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_stock_tools_train_two_iterations_and_test_the_checkpoint(
 
 
 def _run(package: ModuleType, tool: str, work_dir: Path, *arguments: str) -> str:
-    """Runs a tool outside the repository, so that only the installed project can be imported; returns what it printed."""
+    """Runs a tool outside the repository, where only the installed project can be imported; returns what it printed."""
     command = [
         sys.executable,
         str(Path(str(package.__file__)).parent / '.mim' / 'tools' / tool),

@@ -1,4 +1,4 @@
-"""The whole road at the published sizes: released checkpoint -> conversion -> one training iteration of detector and segmentor.
+"""Transfer at the published sizes: released checkpoint -> conversion -> one iteration of detector and segmentor.
 
 The checkpoints are synthetic: every name and shape of the published files, with values that are constant along all but
 the last axis (so that the files stay small).

@@ -1,7 +1,7 @@
 """Time and memory of ADDP's training step and of generation, against the same in plain PyTorch (plain_addp.py).
 
     python -m tools.benchmark.addp --mode step                  # ViT-B, batch 4, 256 px, float32 everywhere
-    python -m tools.benchmark.addp --mode step --bf16           # frozen networks in bfloat16, the trained one in bfloat16 autocast
+    python -m tools.benchmark.addp --mode step --bf16           # frozen networks in bfloat16, the other in autocast
     python -m tools.benchmark.addp --mode generate              # one image, 20 cosine steps, float32
     python -m tools.benchmark.addp --mode generate --bf16
 

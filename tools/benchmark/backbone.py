@@ -1,7 +1,7 @@
 """Time and memory of the backbone at detection's image sizes, against HF transformers' VitDet.
 
     python -m tools.benchmark.backbone --mode forward             # ViT-B alone against VitDet's ViT-B, 1024 px, float32
-    python -m tools.benchmark.backbone --mode train --pyramid     # forward + backward, ours with the pyramid, VitDet without
+    python -m tools.benchmark.backbone --mode train --pyramid     # forward + backward; only ours has the pyramid
     python -m tools.benchmark.backbone --mode checkpoint          # ours with activation checkpointing, VitDet without
     python -m tools.benchmark.backbone --mode bf16                # ours in bfloat16 autocast, VitDet in float32
 

@@ -1,7 +1,8 @@
-"""Images a second and core of the detection training pipeline with masks, against mmdet's steps for the same augmentation.
+r"""Images a second and core of the detection training pipeline with masks, against mmdet's for the same augmentation.
 
-    python -m tools.benchmark.lsj                                                           # on generated shapes, JPEG, 640 x 480 px
-    python -m tools.benchmark.lsj --annotations data/coco/annotations/instances_train2017.json --images data/coco/train2017
+    python -m tools.benchmark.lsj        # on generated shapes, JPEG, 640 x 480 px
+    python -m tools.benchmark.lsj --images data/coco/train2017 \
+        --annotations data/coco/annotations/instances_train2017.json
 
 Both read the same images with the same flips and sizes, each as in training: ours keeps polygons, antialiases and
 crops as detectron2; mmdet's makes bitmaps, its default. The note has mmdet's speed with polygons
@@ -154,8 +155,8 @@ def measure_row(job: Job, pairs: int, threads: int) -> BenchmarkRow:
         ours_memory_gb=ours.memory_gb,
         peer_memory_gb=peer.memory_gb,
         threads=threads,
-        note=f"peer: mmdet's steps with bitmaps; with polygons {speeds['polygons']:.3g} images/s, without antialiasing: "
-        f'ours is {speeds["ours"] / speeds["polygons"]:.2f} x; results differ by design (detectron2 against mmdet)',
+        note=f"peer: mmdet's steps with bitmaps; with polygons {speeds['polygons']:.3g} images/s, without antialiasing"
+        f': ours is {speeds["ours"] / speeds["polygons"]:.2f} x; results differ by design (detectron2 against mmdet)',
     )
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: calls of ours and of a peer in alternation, peak memory, and rows as JSON or Markdown.
+"""What every benchmark here shares: alternating calls of ours and of a peer, peak memory, rows as JSON or Markdown.
 
 Each side lives in a process of its own, which imports, makes weights and inputs, and then waits. The sides are called
 in turn; while one works, the others sleep. The first call of each only warms up; times are medians of the calls after
@@ -202,8 +202,8 @@ def markdown(rows: Sequence[BenchmarkRow]) -> str:
         '|---|---|---|---|---|---|---|---|---|',
     ]
     lines += [
-        f'| {row.row} | {_number(row.ratio)} | {row.goal} | {_number(row.ours)} | {_number(row.peer)} | {row.unit} | {_memory(row)} | '
-        f'{row.threads} | {row.note} |'
+        f'| {row.row} | {_number(row.ratio)} | {row.goal} | {_number(row.ours)} | {_number(row.peer)} | {row.unit} | '
+        f'{_memory(row)} | {row.threads} | {row.note} |'
         for row in rows
     ]
     return '\n'.join(lines)
@@ -218,7 +218,8 @@ def _memory(row: BenchmarkRow) -> str:
         return '-'
     if row.peer_memory_gb is None:
         return f'{row.ours_memory_gb:.2f} / -'
-    return f'{row.ours_memory_gb:.2f} / {row.peer_memory_gb:.2f} = {row.ours_memory_gb / max(row.peer_memory_gb, 1e-9):.2f}'
+    ratio = row.ours_memory_gb / max(row.peer_memory_gb, 1e-9)
+    return f'{row.ours_memory_gb:.2f} / {row.peer_memory_gb:.2f} = {ratio:.2f}'
 
 
 class _Worker:

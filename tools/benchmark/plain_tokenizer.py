@@ -1,4 +1,4 @@
-"""The tokenizer of the plain ADDP (plain_addp.py), and the sizes that both sides are built from; nothing to run here."""
+"""The tokenizer of the plain ADDP (plain_addp.py), and the sizes that both sides are built from; no command."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Runs every row's command and prints the whole table as Markdown; ``make benchmark``.
 
-    python -m tools.benchmark.run_all                               # about an hour on two cores; nothing else should run
+    python -m tools.benchmark.run_all                           # about an hour on two cores; nothing else should run
     python -m tools.benchmark.run_all --only backbone --pairs 1
-    python -m tools.benchmark.run_all --smoke                       # tiny sizes, to see that every command works
+    python -m tools.benchmark.run_all --smoke                   # tiny sizes, to see that every command works
 
 Rows appear on stderr as they are measured. Exits with 1 if a command failed; the others' rows are printed all the same.
 """

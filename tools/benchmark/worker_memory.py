@@ -121,7 +121,8 @@ def measure_row(lengths: tuple[int, int], num_samples: int) -> BenchmarkRow:
         goal=f'<= {GOAL}',
         ours_memory_gb=long,
         peer_memory_gb=short,
-        note=f'not shared with the process that read the annotations; as a list of dicts they would take {as_list:.2g} GB',
+        note='not shared with the process that read the annotations; as a list of dicts they would take '
+        f'{as_list:.2g} GB',
     )
 
 

@@ -1,4 +1,4 @@
-"""Training with TimmViT: mixed precision, activation checkpointing, layer decay, resume and two processes, a model a family."""
+"""Training TimmViT, a model a family: mixed precision, checkpointing, layer decay, resume and two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes on the CPU, started by the project's scripts: the same weights, the mean gradient, the numbers of one process."""
+"""Two CPU processes started by the project's scripts: same weights, the mean gradient, the numbers of one process."""
 
 from __future__ import annotations
 

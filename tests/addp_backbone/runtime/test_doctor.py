@@ -1,4 +1,4 @@
-"""tools/doctor.py and addp_backbone/runtime/doctor.py, environment.py: each known bad combination is named, with one line that mends it."""
+"""tools/doctor.py and what it calls: each known bad combination is named, with one line that mends it."""
 
 from __future__ import annotations
 

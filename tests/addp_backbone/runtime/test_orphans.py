@@ -18,7 +18,8 @@ import numpy as np
 from addp_backbone.runtime.runner import StageRunner
 class Numbers:
     def __len__(self): return 64
-    def __getitem__(self, index): return np.zeros(1 << 20, np.uint8)  # more than a pipe holds: the worker waits until it is read
+    def __getitem__(self, index):
+        return np.zeros(1 << 20, np.uint8)  # more than a pipe holds: the worker waits until it is read
 loader = StageRunner.build_dataloader(dict(
     dataset=Numbers(), batch_size=1, num_workers=1, sampler=dict(type='DefaultSampler', shuffle=False)), seed=0)
 batches = iter(loader)
