@@ -6,7 +6,7 @@
 
 Written: images/{train,val} with instances_{train,val}.json (COCO, ten classes) and annotations/{train,val} (masks by
 ADE20K's convention: 1 = background, 2..11 = shapes, 0 = void never occurs); classes/{train,val}/<class>; plain;
-classes.json. A cut run goes on when started again with the same options; the pictures do not depend on --workers.
+classes.json. A cut run goes on when started again with the same options; the images do not depend on --workers.
 """
 
 from __future__ import annotations
@@ -42,13 +42,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--train', type=int, default=200, help='training scenes (default: %(default)s)')
     parser.add_argument('--val', type=int, default=50, help='validation scenes (default: %(default)s)')
-    parser.add_argument(
-        '--train-per-class', type=int, default=0, help='training pictures of one object, for each class'
-    )
-    parser.add_argument(
-        '--val-per-class', type=int, default=0, help='validation pictures of one object, for each class'
-    )
-    parser.add_argument('--plain', type=int, default=0, help='pictures without labels, for pre-training')
+    parser.add_argument('--train-per-class', type=int, default=0, help='training images of one object, for each class')
+    parser.add_argument('--val-per-class', type=int, default=0, help='validation images of one object, for each class')
+    parser.add_argument('--plain', type=int, default=0, help='images without labels, for pre-training')
     parser.add_argument('--size', type=parse_size, default=(256, 256), help='256 or 480x360 (default: 256)')
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.add_argument(
@@ -68,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=2,
         default=(0.1, 0.36),
         metavar=('MIN', 'MAX'),
-        help="side of shapes in scenes as a share of the picture's shorter side (default: 0.1 0.36)",
+        help="side of shapes in scenes as a share of the image's shorter side (default: 0.1 0.36)",
     )
     parser.add_argument('--workers', type=int, default=num_cores(), help='processes (default: %(default)s)')
     return parser.parse_args(argv)
@@ -76,7 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def show_progress(finished: Iterator[None], total: int) -> Iterator[None]:
     """Shows a bar."""
-    return iter(tqdm(finished, total=total, unit='picture', smoothing=0.05))
+    return iter(tqdm(finished, total=total, unit='image', smoothing=0.05))
 
 
 def run(args: argparse.Namespace) -> None:

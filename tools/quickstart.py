@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
     replace_file(work / 'results.json', json.dumps(results, indent=2) + '\n')
     replace_file(work / 'results.md', table)
     replace_file(work / 'report.html', make_report(miniature, results, [note]))
-    print(f'\n{table}\n{note}\nOpen {work}/report.html for curves and pictures.')
+    print(f'\n{table}\n{note}\nOpen {work}/report.html for curves and images.')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -106,10 +106,10 @@ def _datasets(node: Any, option: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 def _require(path: Any, option: str, root: str = '') -> None:
     if not isinstance(path, str) or not path or '://' in path or '://' in root:
         return
-    place = Path(root) / path
-    if not place.exists():
-        shown = f'{path!r}' if str(place) == str(Path(path)) else f'{path!r} under {root!r}'
+    target = Path(root) / path
+    if not target.exists():
+        shown = f'{path!r}' if str(target) == str(Path(path)) else f'{path!r} under {root!r}'
         raise LaunchError(
-            f'{option} is {shown}: {place.absolute()} does not exist. Put the data there, or point elsewhere with '
+            f'{option} is {shown}: {target.absolute()} does not exist. Put the data there, or point elsewhere with '
             f'--cfg-options {option}=PATH'
         )

@@ -114,7 +114,7 @@ def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
     Changes ``cfg`` in place.
 
     Args:
-        cfg: The config.
+        cfg: The config; changed in place.
         cuda: Whether there is CUDA; None looks.
     """
     if torch.cuda.is_available() if cuda is None else cuda:
@@ -242,14 +242,14 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         raise LaunchError(
             f'--show-dir draws detections and segmentations, not the results of this config (visualization hook {name})'
         )
-    place = str(Path(folder).absolute())
+    path = str(Path(folder).absolute())
     if name == 'DetVisualizationHook':
-        cfg.default_hooks['visualization'] = dict(type=name, draw=True, test_out_dir=place)
+        cfg.default_hooks['visualization'] = dict(type=name, draw=True, test_out_dir=path)
     else:
         cfg.default_hooks['visualization'] = dict(type=name, draw=True, interval=1)
         cfg.visualizer = dict(
             cfg.get('visualizer') or dict(type='SegLocalVisualizer'),
-            vis_backends=[dict(type='LocalVisBackend', save_dir=place, img_save_dir='.')],
+            vis_backends=[dict(type='LocalVisBackend', save_dir=path, img_save_dir='.')],
         )
 
 

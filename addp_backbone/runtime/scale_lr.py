@@ -24,7 +24,7 @@ class Change:
     """One value that :func:`scale_lr` replaced.
 
     Attributes:
-        option: The value's place in the config, as ``--cfg-options`` would name it.
+        option: The value's name in the config, as ``--cfg-options`` would name it.
         before: The config's value.
         after: The value that takes its place.
     """

@@ -15,7 +15,7 @@ from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
 
 INITS = ('addp', 'random')
 _SHAPES = ('--typical', '0.9', '--clutter', '6', '--shape-size', '0.2', '0.5')  # learnt in minutes, yet not at once
-_SHOWN = 8  # images that the pictures show
+_SHOWN = 8  # images that the overlays show
 _SHOWN_SCORE = 0.2  # detectors after minutes of training are not sure of anything
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a miniature run: table, curves and pictures, readable from disk without a network."""
+"""One self-contained HTML page of a miniature run: table, curves and images, readable from disk without a network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
         notes: Sentences to stand under the table (versions, time).
 
     Returns:
-        HTML with every picture inlined. Pictures that a run did not make are left out.
+        HTML with every image inlined. Images that a run did not make are left out.
     """
     work = miniature.work
     parts = [
@@ -61,10 +61,10 @@ def make_report(miniature: Miniature, table: dict[str, dict[str, list[float]]], 
     ]
     for task, title in (('det', 'Mask R-CNN'), ('seg', 'UperNet')):
         for init in INITS:
-            pictures = sorted((work / f'{task}_{init}_predictions' / 'overlays').glob('*.png'))
+            overlays = sorted((work / f'{task}_{init}_predictions' / 'overlays').glob('*.png'))
             parts += [
                 f'<h2>{title} from {"ADDP" if init == "addp" else "random"} weights</h2>',
-                *(_figure(path, path.stem, _OVERLAY_PX) for path in pictures),
+                *(_figure(path, path.stem, _OVERLAY_PX) for path in overlays),
             ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ADDP in miniature</title>'
@@ -91,11 +91,11 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _figure(path: Path | None, caption: str, width_px: int | None = None) -> str:
-    """A picture as part of the page, as wide as said and not wider than the page."""
+    """An image as part of the page, as wide as said and not wider than the page."""
     if path is None or not path.is_file():
         return ''
-    with Image.open(path) as picture:
-        shown = picture.convert('RGB')
+    with Image.open(path) as image:
+        shown = image.convert('RGB')
     if shown.width > _MAX_WIDTH_PX:
         shown = shown.resize(
             (_MAX_WIDTH_PX, round(shown.height * _MAX_WIDTH_PX / shown.width)), Image.Resampling.LANCZOS

@@ -105,18 +105,18 @@ def find_data_issues(settings: Settings) -> list[DataIssue]:
 
 
 def _look(settings: Settings, need: Need) -> Iterator[tuple[str, bool]]:
-    place = settings.data[need.root] / need.path
-    if not place.exists():
-        yield f'{place} is missing (--{need.root} {settings.data[need.root]}; wanted {LAYOUT_HINT[need.root]})', True
+    path = settings.data[need.root] / need.path
+    if not path.exists():
+        yield f'{path} is missing (--{need.root} {settings.data[need.root]}; wanted {LAYOUT_HINT[need.root]})', True
         return
     if need.num_folders is not None:
-        folders = sum(entry.is_dir() for entry in os.scandir(place))
+        folders = sum(entry.is_dir() for entry in os.scandir(path))
         if folders != need.num_folders:
-            yield f'{place} has {folders} class folders, wanted {need.num_folders}', False
+            yield f'{path} has {folders} class folders, wanted {need.num_folders}', False
     if need.num_files is not None:
-        found = count_images(place)
+        found = count_images(path)
         if found != need.num_files:
-            yield f'{place} has {found} images, wanted {need.num_files}', False
+            yield f'{path} has {found} images, wanted {need.num_files}', False
 
 
 def find_problems(settings: Settings, plan: Plan, issues: Sequence[DataIssue], here: bool) -> list[str]:
@@ -155,11 +155,11 @@ def check_machine(settings: Settings, plan: Plan, here: bool) -> list[str]:
     """Looks at free disk (against an estimate) and, for a run on this machine, at its GPUs."""
     problems = []
     wanted = sum(stage.cost.disk_gb for stage in plan.unfinished)
-    place = next(folder for folder in (settings.work_dir, *settings.work_dir.parents) if folder.exists())
-    free = shutil.disk_usage(place).free / 1e9
+    path = next(folder for folder in (settings.work_dir, *settings.work_dir.parents) if folder.exists())
+    free = shutil.disk_usage(path).free / 1e9
     if free < wanted:
         problems.append(
-            f'{place} has {free:.0f} GB free, and about {wanted:.0f} GB are needed (estimate): free some, or give '
+            f'{path} has {free:.0f} GB free, and about {wanted:.0f} GB are needed (estimate): free some, or give '
             'another --work-dir'
         )
     found = torch.cuda.device_count()
@@ -190,8 +190,8 @@ def _check_inception(settings: Settings) -> Iterator[str]:
 
 
 def _check_tokenizer(settings: Settings) -> Iterator[str]:
-    place = REPOSITORY / PUBLISHED_FILES[TOKENIZER_FILE].path
-    if place.is_file():
+    path = REPOSITORY / PUBLISHED_FILES[TOKENIZER_FILE].path
+    if path.is_file():
         return
     for init in settings.inits:
         if init.format == 'addp' and init.path is not None and init.path.is_file():
@@ -202,6 +202,6 @@ def _check_tokenizer(settings: Settings) -> Iterator[str]:
                 continue
             if not inside:
                 yield (
-                    f'{place} does not exist, and {init.path} holds no tokenizer: '
+                    f'{path} does not exist, and {init.path} holds no tokenizer: '
                     f'python tools/download_weights.py {TOKENIZER_FILE}'
                 )

@@ -68,7 +68,7 @@ class ADDP(nn.Module):
             the tokens only, and the encoder learns next to nothing (see ``tools/probe_addp.py``).
         predictor_dropout: Whether the token predictor's dropout is active in train mode. In the published trainer it
             is, because ``train()`` reaches every module; the method describes the predictor as fixed.
-        frozen_dtype: Precision of the frozen networks ('float32', 'bfloat16', 'float16') regardless of autocast. None:
+        frozen_dtype: Precision of the frozen networks ('fp32', 'bf16', 'fp16') regardless of autocast. None:
             float32 weights, under the surrounding autocast.
         position_waves: Whether position embeddings are initialised with waves
             (:func:`pretrain.networks.common.init_position_waves`) instead of random vectors, as published. Loading

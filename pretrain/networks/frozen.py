@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+_TORCH_NAMES = {'float32': 'fp32', 'bfloat16': 'bf16', 'float16': 'fp16'}  # of configs written for earlier versions
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Turns a config's ``'float32'``, ``'bfloat16'`` or ``'float16'`` into the torch dtype; passes dtypes and None.
+    """Turns a config's ``'fp32'``, ``'bf16'`` or ``'fp16'`` into the torch dtype; passes dtypes and None.
+
+    torch's own names (``'float32'``) are understood too, as earlier configs have them.
 
     Raises:
         ValueError: If it is none of the three.
     """
     if dtype is None or dtype in PRECISIONS.values():
         return dtype  # type: ignore[return-value]
+    dtype = _TORCH_NAMES.get(str(dtype), dtype)
     if dtype not in PRECISIONS:
         raise ValueError(f'unknown precision {dtype!r}: use one of {sorted(PRECISIONS)} or None')
     return PRECISIONS[str(dtype)]

@@ -20,7 +20,7 @@ from pretrain.networks.addp import ADDP
 from pretrain.weights.loading import load_network
 from pretrain.weights.published import PUBLISHED_FILES, find_published, load_published
 
-PRECISIONS = ('fp32', 'bf16')
+PRECISIONS = ('fp32', 'bf16')  # of generation; half precision was never compared
 # A stand-in for the token predictor, which every ADDP has and generation does not use.
 _SMALLEST_PREDICTOR = dict(arch=dict(width=4, depth=1, num_heads=1), decoder_depth=1, decoder_num_heads=1)
 _OWN_PREFIX = 'addp.'  # of our training checkpoints

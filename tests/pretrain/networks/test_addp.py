@@ -269,7 +269,7 @@ def test_a_copy_of_the_model_keeps_its_own_weights(batch):
 
 
 def test_frozen_dtype_applies_to_the_frozen_networks_alone(batch, sample):
-    model = tiny_addp(frozen_dtype='bfloat16')
+    model = tiny_addp(frozen_dtype='bf16')
     assert model.token_predictor.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
     assert model.blocks[0].attn.qkv.weight.dtype == torch.float32
     half = model.diffuse(*batch)
