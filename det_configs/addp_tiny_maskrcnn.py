@@ -37,11 +37,21 @@ model = dict(
     ),  # sides 12 to 192 px, for small and for upright things
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=num_channels, roi_layer=dict(sampling_ratio=2)),
+        # heads start as mmdet's do: after detectron2's smaller start a few hundred iterations reach half the AP
         bbox_head=dict(
-            in_channels=num_channels, conv_out_channels=num_channels, num_shared_convs=1, fc_out_channels=256
+            in_channels=num_channels,
+            conv_out_channels=num_channels,
+            num_shared_convs=1,
+            fc_out_channels=256,
+            init_cfg=None,
         ),
         mask_roi_extractor=dict(out_channels=num_channels, roi_layer=dict(sampling_ratio=2)),
-        mask_head=dict(in_channels=num_channels, conv_out_channels=num_channels, num_convs=2),
+        mask_head=dict(
+            type='addp_backbone.detection.mask_head.BatchTargetMaskHead',
+            in_channels=num_channels,
+            conv_out_channels=num_channels,
+            num_convs=2,
+        ),
     ),
     train_cfg=dict(rpn_proposal=dict(nms_pre=500, max_per_img=256), rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=256)),

@@ -120,8 +120,8 @@ def build_model(
         return timm.create_model(name, pretrained=False, depth=num_blocks, **options)
     except AssertionError:  # key and value heads have an entry per block
         with torch.device('meta'):
-            published: Any = build_model(name)
-        heads = tuple(block.attn.num_kv_heads for block in published.blocks[:num_blocks])
+            whole: Any = build_model(name)
+        heads = tuple(block.attn.num_kv_heads for block in whole.blocks[:num_blocks])
         return timm.create_model(name, pretrained=False, depth=num_blocks, num_kv_heads=heads, **options)
 
 
