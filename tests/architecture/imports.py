@@ -102,11 +102,11 @@ def room_of(module: str) -> str:
 
 
 def room_graph(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Room -> rooms its modules import."""
+    """Room -> rooms its modules import; a package's own ``__init__`` is none, as it only registers and re-exports."""
     found: dict[str, set[str]] = {}
     for name, targets in graph.items():
         found.setdefault(room_of(name), set()).update(room_of(target) for target in targets)
-    return {room: targets - {room} for room, targets in found.items()}
+    return {room: {name for name in targets - {room} if '.' in name} for room, targets in found.items() if '.' in room}
 
 
 def main() -> None:
