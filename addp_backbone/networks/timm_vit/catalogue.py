@@ -114,7 +114,7 @@ def build_model(
         options['img_size'] = position_grid * published.patch_embed.patch_size[0]
     if num_blocks is None:
         return timm.create_model(name, pretrained=False, **options)
-    depth = depth_of(name)
+    depth = published_arch(name).depth
     options['drop_path_rate'] = drop_path_rate * (num_blocks - 1) / max(1, depth - 1)
     try:
         return timm.create_model(name, pretrained=False, depth=num_blocks, **options)
@@ -143,8 +143,3 @@ def arch_of(model: Any) -> Arch:
     """Width, depth and heads of one of timm's models, as it is built."""
     heads = next(module.num_heads for module in model.blocks.modules() if hasattr(module, 'num_heads'))
     return Arch(model.embed_dim, len(model.blocks), heads)
-
-
-def depth_of(name: str) -> int:
-    """Number of a model's published blocks."""
-    return published_arch(name).depth

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from timm.models._registry import get_pretrained_cfg
 from torch import Tensor
 
+from addp_backbone.checkpoint.matching import MAX_NAMES, listed, match_tensors
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.networks.timm_vit.catalogue import build_model, size_options
 from addp_backbone.networks.timm_vit.layouts import DROPPED, Layout, find_vits, to_timm_names
@@ -22,7 +23,6 @@ from addp_backbone.networks.timm_vit.layouts import DROPPED, Layout, find_vits, 
 if TYPE_CHECKING:
     from addp_backbone.networks.timm_vit.backbone import TimmViT
 
-_MAX_NAMES = 8
 # Whose own code resizes absolute positions without antialiasing; timm's default, as OpenCLIP's, is with.
 _WITHOUT_ANTIALIASING = re.compile(r'dinov2(?!.*reg)|^deit|^eva|mae')
 _BEHIND = 'block behind the last output map (out_indices), which is not built'
@@ -232,7 +232,7 @@ def _choose(flat: Mapping[str, Tensor], prefix: str | None) -> tuple[str, Layout
         chosen = found
     prefixes = sorted({given for given, _ in chosen})
     if not prefixes:
-        words = sorted({name.partition('.')[0] for name in flat})[:_MAX_NAMES]
+        words = sorted({name.partition('.')[0] for name in flat})[:MAX_NAMES]
         asked = f' behind prefix {prefix!r}' if prefix is not None else ''
         known = f'; there are ViTs behind {sorted({given for given, _ in found})}' if found else ''
         raise CheckpointError(
@@ -256,32 +256,30 @@ def _vanished(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list
     gone = [name for name, value in before.items() if value.data_ptr() not in kept and not changed.search(name)]
     blocks = [name for name in gone if re.search(r'(blocks|layers?)\.\d+\.', name)]
     if blocks:
-        raise CheckpointError(f'tensors that the conversion has no place for: {_some(blocks)}')
+        raise CheckpointError(f'tensors that the conversion has no place for: {listed(blocks)}')
     return gone
 
 
 def _account(backbone: TimmViT, like: Any, converted: dict[str, Tensor], report: WeightsReport, prefix: str) -> None:
     """Compares with the model's tensors; raises with the lists of what is missing, unknown or of another shape."""
-    published = {name: tuple(value.shape) for name, value in like.state_dict().items()}
-    wanted = {name: tuple(value.shape) for name, value in backbone.vit.state_dict().items()}
-    missing = sorted(wanted.keys() - converted.keys())
-    shapes, unknown = [], []
+    own, published = backbone.vit.state_dict(), like.state_dict()
+    kept: dict[str, Tensor] = {}
     for name, value in converted.items():
-        if name in wanted:
-            if tuple(value.shape) != wanted[name]:
-                shapes.append(f'{name} {tuple(value.shape)} instead of {wanted[name]}')
-            report.loaded.append(name)
-        elif name in published:
+        if name not in own and name in published:
             reason = _BEHIND if name.startswith('blocks.') else 'norm, pooling or head'
             report.dropped.setdefault(prefix + name, reason)
-        elif not any(re.match(pattern, name) for pattern in DROPPED):
-            unknown.append(name)
-    if missing or unknown or shapes:
+        elif name in own or not any(re.match(pattern, name) for pattern in DROPPED):
+            kept[name] = value
+    mismatch = match_tensors(kept, own)
+    if mismatch:
+        shapes = [f'{name} {found} instead of {wanted}' for name, (found, wanted) in mismatch.shapes.items()]
+        kinds = [f'{name} {kind}' for name, kind in mismatch.kinds.items()]
         raise CheckpointError(
-            f'the file does not fit {backbone.model_name}. Missing: {_some(missing)}. Without a place in the model: '
-            f'{_some(unknown)}. Of another shape: {_some(shapes)}. Give the timm name of the model that the file is of '
-            f'(python tools/list_backbones.py lists them)'
+            f'the file does not fit {backbone.model_name}. Missing: {listed(mismatch.missing)}. Without a place in the '
+            f'model: {listed(mismatch.unexpected)}. Of another shape: {listed([*shapes, *kinds])}. Give the timm name '
+            'of the model that the file is of (python tools/list_backbones.py lists them)'
         )
+    report.loaded = list(kept)
 
 
 def _note_assumptions(
@@ -311,12 +309,6 @@ def _note_assumptions(
             f'absolute positions resized from {pos_embed.shape[1]} to {own.shape[1]} entries, bicubic, '
             f'{"with" if antialias else "without"} antialiasing'
         )
-
-
-def _some(names: list[str]) -> str:
-    return (
-        ', '.join(names[:_MAX_NAMES]) + (f' and {len(names) - _MAX_NAMES} more' if len(names) > _MAX_NAMES else '')
-    ) or 'none'
 
 
 def _first_line(error: BaseException) -> str:
