@@ -29,6 +29,8 @@ from addp_backbone.runtime.launch import (
     load_config,
     set_timeouts,
 )
+from addp_backbone.runtime.option_names import check_names
+from addp_backbone.runtime.option_values import check_values
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.tf32 import use_tf32
 from pretrain.data.labelled import settle_classes
@@ -49,6 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Prepares the config, evaluates, prints and writes the metrics."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    check_values(cfg)
+    check_names(cfg)
     try:
         checkpoint = find_checkpoint(args.checkpoint)
     except CheckpointError as error:

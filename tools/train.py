@@ -33,6 +33,8 @@ from addp_backbone.runtime.launch import (
     use_safe_hooks,
 )
 from addp_backbone.runtime.optim_wrappers import use_amp
+from addp_backbone.runtime.option_names import check_names
+from addp_backbone.runtime.option_values import check_values
 from addp_backbone.runtime.preemption import PREEMPTED, PreemptedError, catch_signals, leave_marker
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.saving import BadLossError
@@ -70,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Prepares the config and trains; returns ``PREEMPTED`` if a signal ended the run after it had saved."""
     with catch_signals():
         cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        check_values(cfg)
+        check_names(cfg)
         check_sharding(cfg)
         for split in ('train', 'val'):
             check_data(cfg, split)
