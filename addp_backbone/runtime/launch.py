@@ -22,6 +22,7 @@ from mmengine.logging import print_log
 from addp_backbone.checkpoint.locate import find_checkpoint, find_resumable_checkpoint
 from addp_backbone.files.config_text import LiteralConfig
 from addp_backbone.runtime.config_checks import LaunchError, check_option_names, closest
+from addp_backbone.runtime.cuda_options import data_parallel_options, use_cuda_options
 from addp_backbone.runtime.distributed import LAUNCHERS, TIMEOUT_S
 from addp_backbone.runtime.loaders import set_worker_timeouts
 from addp_backbone.runtime.optim_wrappers import avoid_cuda_amp
@@ -109,15 +110,17 @@ def _make_room(cfg: Config, options: dict[str, Any]) -> None:
 
 
 def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
-    """Without CUDA, replaces what needs it: SyncBN by BN, AmpOptimWrapper by bfloat16, DDP's device by none.
+    """Fits a config to the device it will run on.
 
-    Changes ``cfg`` in place.
+    Without CUDA it replaces what needs it: SyncBN by BN, AmpOptimWrapper by bfloat16, DDP's device by none. With CUDA
+    it switches on what is faster there (:mod:`addp_backbone.runtime.cuda_options`).
 
     Args:
         cfg: The config; changed in place.
         cuda: Whether there is CUDA; None looks.
     """
     if torch.cuda.is_available() if cuda is None else cuda:
+        use_cuda_options(cfg, cuda=True)
         return
     replaced = _replace_sync_bn(cfg.model)
     if replaced:
@@ -127,14 +130,7 @@ def fit_to_device(cfg: Config, cuda: bool | None = None) -> None:
     if cfg.get('optim_wrapper') and avoid_cuda_amp(cfg):
         print_log('no CUDA: AmpOptimWrapper -> BFloat16OptimWrapper', logger='current')
     if cfg.get('launcher', 'none') != 'none':
-        wrapper = dict(
-            cfg.get('model_wrapper_cfg')
-            or dict(
-                type='MMDistributedDataParallel',
-                broadcast_buffers=False,
-                find_unused_parameters=cfg.get('find_unused_parameters', False),
-            )
-        )
+        wrapper = data_parallel_options(cfg)
         if str(wrapper['type']).endswith('DistributedDataParallel'):
             wrapper['device_ids'] = None
         cfg.model_wrapper_cfg = wrapper

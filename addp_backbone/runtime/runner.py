@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.matching import Mismatch, listed, match_tensors, unwrap_state_dict
+from addp_backbone.runtime.optim_wrappers import keep_implementation
 from addp_backbone.runtime.processes import WorkerInit
 
 CLASS_LAYERS = {'fc_cls', 'fc_reg', 'conv_logits', 'conv_seg', 'head'}  # their shapes follow from the number of classes
@@ -37,6 +39,13 @@ class StageRunner(Runner):
         if not isinstance(loader.worker_init_fn, WorkerInit):
             loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
         return loader
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper | OptimWrapperDict:
+        """Builds the optimizer wrapper; a resumed optimizer keeps the kernels of this run."""
+        wrapper = super().build_optim_wrapper(optim_wrapper)
+        for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else (wrapper,):
+            keep_implementation(single.optimizer)
+        return wrapper
 
     def build_evaluator(self, evaluator: Any) -> Evaluator:
         """Builds the evaluator, whose metrics gather their results over the network."""

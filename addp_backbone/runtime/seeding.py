@@ -41,9 +41,22 @@ def seed_everything(seed: int) -> None:
     Args:
         seed: In [0, 2^32), the range numpy takes.
     """
+    seed_host(seed)
+    torch.manual_seed(seed)
+
+
+def seed_host(seed: int) -> None:
+    """Seeds ``random``, numpy and torch's generator of the CPU, which is all that a data worker draws from.
+
+    ``torch.manual_seed`` gives the same draws, but goes through every kind of device that torch knows, 0.2 to 0.4 ms
+    each time.
+
+    Args:
+        seed: In [0, 2^32), the range numpy takes.
+    """
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 class SampleIndex(int):
@@ -140,7 +153,7 @@ class SeededInfiniteSampler(Sampler):
 
 @TRANSFORMS.register_module()
 class SeedAugmentation:
-    """First step of a training pipeline: seeds this process with the seed that came with the sample.
+    """First step of a training pipeline: seeds this process's draws on the CPU with the seed that came with the sample.
 
     Without a seeded sampler (validation, another sampler) and in a data set wrapper that looks indices up in a table
     (``ClassBalancedDataset``) there is no seed, and it does nothing.
@@ -150,7 +163,7 @@ class SeedAugmentation:
         """Passes ``results`` on; reads ``sample_idx``, which mmengine's data sets set to the sampler's index."""
         seed = getattr(results.get('sample_idx'), 'seed', None)
         if seed is not None:
-            seed_everything(seed)
+            seed_host(seed)
         return results
 
     def __repr__(self) -> str:

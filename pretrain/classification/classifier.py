@@ -28,6 +28,7 @@ from addp_backbone.networks.arch import Arch
 from addp_backbone.networks.vit import INIT_STD, ADDPViT
 from pretrain.classification import accuracy  # noqa: F401  (registers it)
 from pretrain.data import image_folder, labelled  # noqa: F401  (registers them)
+from pretrain.data.batches import to_device
 from pretrain.data.transforms import ImageSample
 from pretrain.training import epoch_loop, hooks, optimizers  # noqa: F401  (registers them)
 
@@ -280,10 +281,10 @@ class ImageClassifier(BaseModel):
         if not data_samples or not all('gt_scores' in sample or 'gt_label' in sample for sample in data_samples):
             raise ValueError("images have no labels: set labels=True in the data set's config")
         if 'gt_scores' in data_samples[0]:
-            return torch.stack([sample.gt_scores for sample in data_samples]).to(device)
+            return to_device(device, torch.stack([sample.gt_scores for sample in data_samples]))[0]
         labels = torch.cat([sample.gt_label for sample in data_samples])
         if int(labels.max()) >= self.num_classes:
             raise ValueError(
                 f'a label is {int(labels.max())}, but the model has {self.num_classes} classes: set model.num_classes'
             )
-        return labels.to(device)
+        return to_device(device, labels)[0]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import DATASETS, MODELS
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from addp_backbone.files.images import PIXEL_MEAN, PIXEL_STD
 from addp_backbone.runtime.config_checks import LaunchError
+from pretrain.data.batches import ImageBatchPreprocessor, to_device
 from pretrain.data.image_folder import ImageFolderDataset
 from pretrain.data.image_list import PathTable, check_same_classes, list_class_folders, list_file, read_classes
 from pretrain.data.transforms import ImageSample
@@ -100,7 +100,7 @@ def choose_few(labels: np.ndarray, classes: Sequence[str], images_per_class: int
 
 
 @MODELS.register_module()
-class ClassificationPreprocessor(ImgDataPreprocessor):
+class ClassificationPreprocessor(ImageBatchPreprocessor):
     """Stacks and normalises images; in training also erases rectangles and mixes pairs, as timm does.
 
     Args:
@@ -123,7 +123,7 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
         mean: Sequence[float] = PIXEL_MEAN,
         std: Sequence[float] = PIXEL_STD,
     ) -> None:
-        super().__init__(mean=list(mean), std=list(std))
+        super().__init__(mean, std)
         if not 0 <= erasing_prob <= 1 or min(mixup, cutmix) < 0:
             raise ValueError(
                 'erasing_prob must lie in [0, 1], mixup and cutmix must not be negative, '
@@ -137,7 +137,8 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
         """Prepares a batch.
 
         Args:
-            data: ``inputs``, a list of (3, H, W) uint8, and ``data_samples``, a list of :class:`ImageSample`.
+            data: ``inputs``, (B, 3, H, W) or a list of (3, H, W) uint8, and ``data_samples``, a list of
+                :class:`ImageSample`.
             training: Whether to erase and mix.
 
         Returns:
@@ -166,7 +167,8 @@ class ClassificationPreprocessor(ImgDataPreprocessor):
         assert self.num_classes is not None
         # The loss smooths labels, which is equivalent.
         mix = Mixup(**self.alphas, label_smoothing=0.0, num_classes=self.num_classes)
-        return mix(images, torch.cat([sample.gt_label for sample in samples]).to(images.device))
+        (labels,) = to_device(images.device, torch.cat([sample.gt_label for sample in samples]))
+        return mix(images, labels)
 
 
 def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
-from pretrain.data import image_folder, transforms  # noqa: F401  (registers them)
+from pretrain.data import batches, image_folder, transforms  # noqa: F401  (registers them)
 from pretrain.data.figures import grey_out
 from pretrain.networks.addp import ADDP
 from pretrain.networks.frozen import evaluating, freeze
@@ -37,7 +37,7 @@ from pretrain.training.tokenizer_objective import TokenizerObjective, peak_signa
 from pretrain.weights.loading import load_network
 
 # Pixels 0..255 to [0, 1].
-PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0])
+PREPROCESSOR = dict(type='ImageBatchPreprocessor', mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0])
 # Mask ratios of the rows of a figure, in turn.
 FIGURE_RATIOS = (0.55, 0.7, 0.85, 1.0)
 

@@ -9,6 +9,7 @@ default_hooks = dict(  # timer, scheduler and sampler hooks are mmengine's defau
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3),
     visualization=dict(type='SegVisualizationHook'),
+    benchmark=dict(type='BenchmarkWhileTraining'),  # crops have one size, validation has many
 )
 
 vis_backends = [dict(type='LocalVisBackend')]

@@ -22,6 +22,7 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
+    collate_fn=dict(type='stack_images'),
     # num_repeats=3 is repeated augmentation: each image three times in a row, on different processes
     sampler=dict(type='SeededInfiniteSampler', num_repeats=1),
     dataset=dict(
@@ -44,6 +45,7 @@ val_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
+    collate_fn=dict(type='stack_images'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ClassificationDataset',

@@ -9,6 +9,7 @@ train_dataloader = dict(
     batch_size=64,  # a process; the learning rate follows the global batch
     num_workers=8,
     persistent_workers=True,
+    collate_fn=dict(type='stack_images'),
     sampler=dict(type='SeededInfiniteSampler'),
     dataset=dict(
         type='ImageFolderDataset',

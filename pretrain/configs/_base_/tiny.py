@@ -24,6 +24,7 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     persistent_workers=True,
+    collate_fn=dict(type='stack_images'),
     sampler=dict(type='SeededInfiniteSampler'),
     dataset=dict(
         type='ImageFolderDataset',

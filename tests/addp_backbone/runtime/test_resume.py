@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.dataset import RepeatDataset
@@ -23,7 +25,7 @@ from running import ROOT, ToyDataset, logged_losses, run_command_line, run_tool,
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.runtime.launch import use_safe_hooks
 from addp_backbone.runtime.saving import BadLossError, StopOnBadLoss, find_latest_checkpoint
-from addp_backbone.runtime.seeding import SampleIndex, SeededInfiniteSampler
+from addp_backbone.runtime.seeding import SampleIndex, SeedAugmentation, SeededInfiniteSampler, seed_everything
 
 
 def stream(sampler: SeededInfiniteSampler, length: int) -> list[tuple[int, int]]:
@@ -55,6 +57,19 @@ def test_skipping_continues_the_stream_at_once_however_far() -> None:
     assert stream(sampler, 11) == whole[9:]
     sampler.skip(10**15)
     assert len(stream(sampler, 1)) == 1
+
+
+def test_seeding_a_sample_gives_the_draws_of_torch_manual_seed_without_visiting_other_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def draws() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    seed_everything(11)
+    wanted = draws()
+    monkeypatch.setattr(torch, 'manual_seed', pytest.fail)
+    SeedAugmentation()(dict(sample_idx=SampleIndex(0, seed=11)))
+    assert draws() == wanted
 
 
 def test_the_same_sample_gets_another_seed_in_the_next_pass() -> None:
