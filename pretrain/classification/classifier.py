@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from addp_backbone.checkpoint.convert import CheckpointError, convert_state_dict, read_checkpoint
 from addp_backbone.checkpoint.matching import listed, match_tensors
 from addp_backbone.layers.block import NORM_EPS
+from addp_backbone.layers.transfer import to_device
 from addp_backbone.networks.arch import Arch
 from addp_backbone.networks.vit import INIT_STD, ADDPViT
 from pretrain.classification import accuracy  # noqa: F401  (registers it)
 from pretrain.data import image_folder, labelled  # noqa: F401  (registers them)
-from pretrain.data.batches import to_device
 from pretrain.data.transforms import ImageSample
 from pretrain.training import epoch_loop, hooks, optimizers  # noqa: F401  (registers them)
 

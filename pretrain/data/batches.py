@@ -56,18 +56,3 @@ class ImageBatchPreprocessor(ImgDataPreprocessor):
 
     def _move(self, images: Tensor) -> Tensor:
         return images.to(self.device, non_blocking=True)
-
-
-def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """Copies small tensors of the CPU to a device without waiting for the copy.
-
-    Args:
-        device: Where to; on CUDA the copies go through pinned memory.
-        tensors: Of any shape and dtype.
-
-    Returns:
-        The copies; the tensors themselves where they are there already.
-    """
-    if device.type == 'cuda':
-        tensors = tuple(tensor.pin_memory() if tensor.device.type == 'cpu' else tensor for tensor in tensors)
-    return [tensor.to(device, non_blocking=True) for tensor in tensors]

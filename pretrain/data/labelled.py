@@ -20,8 +20,9 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from addp_backbone.files.images import PIXEL_MEAN, PIXEL_STD
+from addp_backbone.layers.transfer import to_device
 from addp_backbone.runtime.config_checks import LaunchError
-from pretrain.data.batches import ImageBatchPreprocessor, to_device
+from pretrain.data.batches import ImageBatchPreprocessor
 from pretrain.data.image_folder import ImageFolderDataset
 from pretrain.data.image_list import PathTable, check_same_classes, list_class_folders, list_file, read_classes
 from pretrain.data.transforms import ImageSample

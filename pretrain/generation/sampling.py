@@ -96,17 +96,6 @@ def to_gumbel(uniform: Tensor) -> Tensor:
     return -(-uniform.clamp_min(torch.finfo(uniform.dtype).tiny).log()).log()
 
 
-def draw_uniform(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Uniform noise (B, *shape) float32; the noise of each image comes from its own generator."""
-    draws = [torch.rand(*shape, generator=generator, device=generator.device) for generator in generators]
-    return torch.stack([draw.to(device) for draw in draws])
-
-
-def draw_gumbel(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard Gumbel noise (B, *shape) float32; the noise of each image comes from its own generator."""
-    return to_gumbel(draw_uniform(generators, shape, device))
-
-
 def split_generator(generator: Generators, num_images: int) -> Sequence[torch.Generator]:
     """One generator for each image: those given, or seeded by one for the run or by torch's global one (None).
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pretrain.generation.sampling import Generators, Sampling, draw_gumbel, sample_tokens, split_generator
+from pretrain.generation.noise import noise_of_steps
+from pretrain.generation.sampling import Generators, Sampling, sample_tokens, split_generator
 from pretrain.networks.addp import ADDP
 from pretrain.networks.frozen import evaluating, frozen_forward
 from pretrain.networks.tokenizer import VQGANTokenizer
@@ -98,21 +101,27 @@ def trajectory(
     if num_initial == 0:
         yield state
         return
-    for step in range(sampling.steps):
-        with torch.no_grad(), evaluating(model):
-            logits = model.predict_logits(state.images, state.tokens, state.mask).float()  # (B, L, K)
-            tokens = sample_tokens(logits, draw_gumbel(generators, logits.shape[1:], device), sampling.top_p)
-            gumbel = draw_gumbel(generators, logits.shape[1:2], device)
-            state = advance(
-                model,
-                state,
-                logits,
-                tokens,
-                gumbel,
-                sampling.num_masked(step, num_initial),
-                sampling.temperature_at(step),
-            )
+    num_masked = num_initial
+    noises = noise_of_steps(generators, model.num_tokens, model.num_codes, sampling.steps, device)
+    for step, noise in enumerate(noises):
+        with torch.no_grad(), evaluating(model), _kernels_without_plans(device):
+            logits = model.predict_logits(state.images, state.tokens, state.mask, num_masked).float()  # (B, L, K)
+            tokens = sample_tokens(logits, noise.of_codes, sampling.top_p)
+            num_next = sampling.num_masked(step, num_initial)
+            temperature = sampling.temperature_at(step)
+            state = advance(model, state, logits, tokens, noise.of_tokens, num_next, temperature, num_masked)
+            num_masked = num_next
         yield state
+
+
+@contextmanager
+def _kernels_without_plans(device: torch.device) -> Iterator[None]:
+    """On CUDA, attention without cuDNN, which plans anew, for seconds, at each of the decoder's lengths."""
+    if device.type != 'cuda':
+        yield
+        return
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
+        yield
 
 
 def advance(
@@ -123,6 +132,7 @@ def advance(
     gumbel: Tensor,
     num_masked: int,
     temperature: float,
+    num_open: int | None = None,
 ) -> GenerationStep:
     """The deterministic part of a step, after the draws.
 
@@ -134,19 +144,27 @@ def advance(
         gumbel: (B, L), standard Gumbel noise.
         num_masked: Number of tokens to mask next.
         temperature: Weight of the noise.
+        num_open: Number of masked tokens of each row before the step, if it is known; see :func:`next_mask`.
 
     Returns:
         The state after the step.
     """
     tokens = torch.where(state.mask, sampled, state.tokens)
     probs = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]  # (B, L)
-    mask = next_mask(probs, ~state.mask, num_masked, temperature, gumbel)
+    mask = next_mask(probs, ~state.mask, num_masked, temperature, gumbel, num_open)
     with frozen_forward(logits.device.type, model.frozen_dtype):
         images = model.tokenizer.decode(mix_latents(model.tokenizer, logits, tokens, mask))
     return GenerationStep(images, tokens, mask)
 
 
-def next_mask(sampled_probs: Tensor, known: Tensor, num_masked: int, temperature: float, gumbel: Tensor) -> Tensor:
+def next_mask(
+    sampled_probs: Tensor,
+    known: Tensor,
+    num_masked: int,
+    temperature: float,
+    gumbel: Tensor,
+    num_open: int | None = None,
+) -> Tensor:
     """Masks the tokens of lowest confidence: log of the sampled code's probability + temperature * Gumbel noise.
 
     Args:
@@ -155,6 +173,7 @@ def next_mask(sampled_probs: Tensor, known: Tensor, num_masked: int, temperature
         num_masked: Number of tokens to mask in each row.
         temperature: Weight of the noise.
         gumbel: (B, L), standard Gumbel noise.
+        num_open: Number of tokens of each row that are not known; None counts, and waits for the device.
 
     Returns:
         (B, L) bool with ``num_masked`` True entries in each row.
@@ -162,7 +181,9 @@ def next_mask(sampled_probs: Tensor, known: Tensor, num_masked: int, temperature
     Raises:
         ValueError: If a row has fewer tokens that are not known.
     """
-    available = int((~known).sum(1).min()) if len(known) else num_masked
+    available = num_open
+    if available is None:
+        available = int((~known).sum(1).min()) if len(known) else num_masked
     if not 0 <= num_masked <= available:
         raise ValueError(f'cannot mask {num_masked} tokens of each row: a row has only {available} that are not known')
     confidence = sampled_probs.float().log() + temperature * gumbel

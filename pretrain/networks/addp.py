@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from addp_backbone.files.images import IMAGENET_MEAN, IMAGENET_STD
 from addp_backbone.layers.block import NORM_EPS, Block, PatchEmbed
+from addp_backbone.layers.transfer import to_device
 from addp_backbone.networks.arch import Arch, get_arch
 from pretrain.networks.common import (
     EMBEDDING_STD,
@@ -221,22 +222,28 @@ class ADDP(nn.Module):
         """The encoder's output (B, 1 + L, C), cls first, of pixels (B, 3, H, W)."""
         return self.norm(self.blocks(self.dropout(self.embed_pixels(pixels))))
 
-    def score_vocabulary(self, encoded: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def score_vocabulary(self, encoded: Tensor, tokens: Tensor, mask: Tensor, num_masked: int | None = None) -> Tensor:
         """Runs the decoder.
 
         Args:
             encoded: (B, 1 + L, C), the encoder's output, cls first.
             tokens: (B, L) int64.
             mask: (B, L) bool.
+            num_masked: Number of True entries in each row of the mask, if it is known: then the CPU does not wait for
+                the mask. It is not checked. None counts.
 
         Returns:
             Logits (B, L, V) over the whole vocabulary.
         """
-        x = self._decoder_input(self.decoder_embed(encoded), self.token_emb(tokens), mask)  # (B, 1 + L + U, C)
+        num_unmasked = None if num_masked is None else self.num_tokens - num_masked
+        features = self.decoder_embed(encoded)
+        x = self._decoder_input(features, self.token_emb(tokens), mask, num_unmasked)  # (B, 1 + L + U, C)
         x = self.decoder_norm(self.decoder_blocks(x))
         return self.mlm_layer(x[:, 1 : 1 + self.num_tokens], self.token_emb.weight)
 
-    def _decoder_input(self, features: Tensor, token_embeddings: Tensor, mask: Tensor) -> Tensor:
+    def _decoder_input(
+        self, features: Tensor, token_embeddings: Tensor, mask: Tensor, num_unmasked: int | None
+    ) -> Tensor:
         """Builds the decoder's sequence: cls, all patches, then the embeddings of the unmasked tokens in raster order.
 
         ``mask_token`` replaces the features of cls and of masked patches; cls still gets the position embedding of an
@@ -246,6 +253,7 @@ class ADDP(nn.Module):
             features: (B, 1 + L, C), the encoder's output after ``decoder_embed``, cls first.
             token_embeddings: (B, L, C); masked ones are not read.
             mask: (B, L) bool, equally many True entries in each row.
+            num_unmasked: U, if it is known.
 
         Returns:
             (B, 1 + L + U, C).
@@ -254,17 +262,18 @@ class ADDP(nn.Module):
         hidden = F.pad(mask, (1, 0), value=True)[..., None]  # (B, 1 + L, 1), True at cls
         positions = torch.where(masked, self.decoder_pos_mask_embed, self.decoder_pos_embed_learned)
         patches = torch.where(hidden, self.mask_token, features) + positions
-        unmasked = true_indices(~mask)[..., None].expand(-1, -1, features.shape[-1])  # (B, U, C)
+        unmasked = true_indices(~mask, num_unmasked)[..., None].expand(-1, -1, features.shape[-1])  # (B, U, C)
         tokens = (token_embeddings + self.decoder_pos_token_embed[:, 1:]).gather(1, unmasked)
         return torch.cat((patches, tokens), dim=1)
 
-    def predict_logits(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def predict_logits(self, pixels: Tensor, tokens: Tensor, mask: Tensor, num_masked: int | None = None) -> Tensor:
         """Scores the codes for every token.
 
         Args:
             pixels: (B, 3, H, W); clamped to [0, 1] here.
             tokens: (B, L) int64; the values of masked tokens do not matter, but must be valid ids.
             mask: (B, L) bool, True = to be predicted; equally many in each row.
+            num_masked: See :meth:`score_vocabulary`.
 
         Returns:
             (B, L, K).
@@ -272,25 +281,33 @@ class ADDP(nn.Module):
         Raises:
             ValueError: If rows have different numbers of masked tokens, or the images have another size.
         """
-        return self.score_vocabulary(self.encode_pixels(pixels), tokens, mask)[..., : self.num_codes]
+        return self.score_vocabulary(self.encode_pixels(pixels), tokens, mask, num_masked)[..., : self.num_codes]
 
-    def masked_loss(self, sample: DiffusionSample, mask: Tensor, label_smoothing: float = LABEL_SMOOTHING) -> Tensor:
+    def masked_loss(
+        self,
+        sample: DiffusionSample,
+        mask: Tensor,
+        label_smoothing: float = LABEL_SMOOTHING,
+        num_masked: int | None = None,
+    ) -> Tensor:
         """Cross entropy with the soft target, smoothed over the whole vocabulary, averaged over the masked tokens.
 
         Args:
             sample: As :meth:`diffuse` returns it.
             mask: m_t, (B, L) bool.
             label_smoothing: Label smoothing in [0, 1).
+            num_masked: See :meth:`score_vocabulary`.
 
         Returns:
             A scalar, float32.
         """
-        logits = self.score_vocabulary(self.encode_pixels(sample.noisy_images), self._drop_tokens(sample.tokens), mask)
+        encoded = self.encode_pixels(sample.noisy_images)
+        logits = self.score_vocabulary(encoded, self._drop_tokens(sample.tokens), mask, num_masked)
         return masked_soft_cross_entropy(logits, sample.target, mask, label_smoothing)
 
     def _drop_tokens(self, tokens: Tensor) -> Tensor:
         """Replaces all tokens (B, L) of some samples by the mask id, see ``token_dropout``."""
         if not self.training or self.token_dropout == 0:
             return tokens
-        dropped = torch.rand(len(tokens), 1) < self.token_dropout
-        return tokens.masked_fill(dropped.to(tokens.device), self.vocabulary.mask_id)
+        (dropped,) = to_device(tokens.device, torch.rand(len(tokens), 1) < self.token_dropout)
+        return tokens.masked_fill(dropped, self.vocabulary.mask_id)

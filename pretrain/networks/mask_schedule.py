@@ -111,14 +111,10 @@ def masks_at_ratio(ratio: float, batch_size: int, num_tokens: int, generator: to
     return mask, noisier_mask
 
 
-def true_indices(mask: Tensor) -> Tensor:
-    """The indices of the True entries of each row, ascending.
+def count_true(mask: Tensor) -> int:
+    """The number of True entries in each row of a mask (B, L), 0 if it has no rows.
 
-    Args:
-        mask: (B, L) bool.
-
-    Returns:
-        (B, N) int64, N being the number of True entries of each row.
+    Waits for the device that the mask lies on: ask while it is still on the CPU.
 
     Raises:
         ValueError: If the rows have different numbers of True entries.
@@ -129,7 +125,25 @@ def true_indices(mask: Tensor) -> Tensor:
             'every row of a mask must have the same number of masked tokens, because the network reads sequences of '
             f'one length; got rows with {sorted(set(counts))} of {mask.shape[1]}'
         )
-    return mask.nonzero()[:, 1].reshape(mask.shape[0], counts[0] if counts else 0)
+    return counts[0] if counts else 0
+
+
+def true_indices(mask: Tensor, count: int | None = None) -> Tensor:
+    """The indices of the True entries of each row, ascending.
+
+    Args:
+        mask: (B, L) bool.
+        count: Number N of True entries of each row, if it is known: then nothing waits for the mask's device. It is not
+            checked. None counts.
+
+    Returns:
+        (B, N) int64.
+
+    Raises:
+        ValueError: If the rows have different numbers of True entries (only without ``count``).
+    """
+    count = count_true(mask) if count is None else count
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def draw_masks(batch_size: int, num_tokens: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

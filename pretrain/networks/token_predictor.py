@@ -114,13 +114,16 @@ class TokenPredictor(nn.Module):
         """
         return self.predict_logits(tokens, mask).float().softmax(-1)
 
-    def predict_logits(self, tokens: Tensor, mask: Tensor, dropped: Tensor | None = None) -> Tensor:
+    def predict_logits(
+        self, tokens: Tensor, mask: Tensor, dropped: Tensor | None = None, num_dropped: int | None = None
+    ) -> Tensor:
         """Scores the codes for every token.
 
         Args:
             tokens: (B, L) int64 in [0, K); masked ones are not read.
             mask: (B, L) bool, True = to be predicted.
             dropped: (B, L) bool within ``mask``, equally many in each row: tokens left out of the encoder's sequence.
+            num_dropped: How many they are, if it is known: then the CPU does not wait for ``dropped``. Not checked.
 
         Returns:
             (B, L, K).
@@ -135,7 +138,7 @@ class TokenPredictor(nn.Module):
             )
         ids = tokens.masked_fill(mask, self.vocabulary.mask_id)
         ids = F.pad(ids, (1, 0), value=self.vocabulary.class_id)  # (B, 1 + L)
-        x = self._encode(self.token_emb(ids), dropped)  # (B, 1 + L, C)
+        x = self._encode(self.token_emb(ids), dropped, num_dropped)  # (B, 1 + L, C)
         hidden = F.pad(mask, (1, 0), value=False)[..., None]
         x = torch.where(hidden, x[:, :1], x)  # the encoder's cls output replaces masked tokens
         x = self.decoder_norm(self.decoder_blocks(x + self.decoder_pos_embed_learned))
@@ -143,7 +146,12 @@ class TokenPredictor(nn.Module):
         return logits[..., : self.vocabulary.num_codes]
 
     def training_loss(
-        self, tokens: Tensor, mask: Tensor, dropped: Tensor, label_smoothing: float = LABEL_SMOOTHING
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        dropped: Tensor,
+        label_smoothing: float = LABEL_SMOOTHING,
+        num_dropped: int | None = None,
     ) -> Tensor:
         """MAGE's objective: cross entropy with label smoothing over the codes, averaged over the masked tokens.
 
@@ -152,16 +160,19 @@ class TokenPredictor(nn.Module):
             mask: (B, L) bool.
             dropped: (B, L) bool within ``mask`` (see :func:`pretrain.networks.mask_schedule.draw_predictor_masks`).
             label_smoothing: Label smoothing in [0, 1).
+            num_dropped: See :meth:`predict_logits`.
 
         Returns:
             A scalar, float32.
         """
-        return masked_cross_entropy(self.predict_logits(tokens, mask, dropped), tokens, mask, label_smoothing)
+        logits = self.predict_logits(tokens, mask, dropped, num_dropped)
+        return masked_cross_entropy(logits, tokens, mask, label_smoothing)
 
-    def _encode(self, x: Tensor, dropped: Tensor | None) -> Tensor:
+    def _encode(self, x: Tensor, dropped: Tensor | None, num_dropped: int | None) -> Tensor:
         """Runs the encoder and ``decoder_embed`` on (B, 1 + L, C); dropped tokens get the output of cls."""
         if dropped is None:
             return self.decoder_embed(self.norm(self.blocks(x)))
-        kept = true_indices(~F.pad(dropped, (1, 0), value=False))[..., None].expand(-1, -1, x.shape[-1])
+        num_kept = None if num_dropped is None else x.shape[1] - num_dropped
+        kept = true_indices(~F.pad(dropped, (1, 0), value=False), num_kept)[..., None].expand(-1, -1, x.shape[-1])
         y = self.decoder_embed(self.norm(self.blocks(x.gather(1, kept))))  # (B, kept, C), cls first
         return y[:, :1].expand_as(x).scatter(1, kept, y)

@@ -44,7 +44,9 @@ class CodebookUsage(nn.Module):
             ``codebook_used``, the share of codes that occur, and ``perplexity``, the exponential of the entropy of
             their frequencies: between 1 (one code) and K (all equally often).
         """
-        counts = torch.bincount(tokens.flatten(), minlength=len(self.shares)).float()
+        ids = tokens.flatten()
+        # Exact as long as no count passes 2^24; torch.bincount would make the CPU wait for the device.
+        counts = torch.zeros_like(self.shares).scatter_add_(0, ids, torch.ones_like(ids, dtype=self.shares.dtype))
         all_reduce(counts)
         shares = counts / counts.sum()
         self.shares.mul_(self.decay).add_(shares, alpha=1 - self.decay)

@@ -18,16 +18,19 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
+from addp_backbone.layers.transfer import to_device
 from pretrain.data import batches, image_folder, transforms  # noqa: F401  (registers them)
 from pretrain.data.figures import grey_out
 from pretrain.networks.addp import ADDP
 from pretrain.networks.frozen import evaluating, freeze
 from pretrain.networks.mask_schedule import (
+    count_true,
     draw_masks,
     draw_predictor_masks,
     masks_at_ratio,
     masks_from_noise,
     num_masked,
+    true_indices,
 )
 from pretrain.networks.token_predictor import TokenPredictor
 from pretrain.networks.tokenizer import VQGANTokenizer
@@ -116,10 +119,16 @@ class ADDPPretraining(TrainingModel):
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
         """``loss``, the share of masked tokens, and the mean entropy of their targets, a lower bound of the loss."""
-        mask, noisier_mask = (mask.to(images.device) for mask in self.draw_masks(len(images)))
+        masks = self.draw_masks(len(images))
+        count = count_true(masks[0])  # asked here, on the CPU: nothing waits for the device
+        mask, noisier_mask = to_device(images.device, *masks)
         sample = self.addp.diffuse(images, mask, noisier_mask)
-        entropy = torch.special.entr(sample.target.float()).sum(-1)[mask].mean()
-        return dict(loss=self.addp.masked_loss(sample, mask), mask_ratio=mask.float().mean(), target_entropy=entropy)
+        entropies = torch.special.entr(sample.target.float()).sum(-1)  # (B, L)
+        return dict(
+            loss=self.addp.masked_loss(sample, mask, num_masked=count),
+            mask_ratio=mask.float().mean(),
+            target_entropy=entropies.gather(1, true_indices(mask, count)).mean(),
+        )
 
     @torch.no_grad()
     def draw_columns(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -173,6 +182,8 @@ class TokenizerTraining(TrainingModel):
         self.usage = CodebookUsage(self.tokenizer.num_codes)
         # Counted here and stored with the weights: the adversarial term starts at an iteration, also after a resume.
         self.register_buffer('num_iters', torch.zeros((), dtype=torch.long))
+        self._known_iters: int | None = None  # the same number on the CPU, which need not wait for it
+        self.register_load_state_dict_pre_hook(_forget_iters)
         self.latents: Tensor | None = None  # of the last batch, before quantisation
         if self.objective.perceptual is not None:
             freeze(self.objective, ('perceptual',))
@@ -197,11 +208,12 @@ class TokenizerTraining(TrainingModel):
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
         """The losses of the objective, PSNR (dB), share of codes in use and perplexity."""
-        iteration = int(self.num_iters)
+        iteration = int(self.num_iters) if self._known_iters is None else self._known_iters
         if iteration == self.objective.quantize_from_iters and self.sources.get('tokenizer') is None:
             self._start_codebook(images)
         losses, result = self.objective(self.tokenizer, images, iteration)
         self.num_iters += 1
+        self._known_iters = iteration + 1
         statistics = dict(psnr=peak_signal_to_noise_ratio(result.reconstruction, images))
         if iteration >= self.objective.quantize_from_iters:
             self.latents = result.continuous.detach()
@@ -224,6 +236,11 @@ class TokenizerTraining(TrainingModel):
         """Input and reconstruction."""
         with evaluating(self):
             return {'input': images, 'reconstruction': self.tokenizer.decode(self.tokenizer.encode(images).latents)}
+
+
+def _forget_iters(model: TokenizerTraining, *_: object) -> None:
+    """Before weights are loaded: they hold another number of iterations."""
+    model._known_iters = None
 
 
 @MODELS.register_module()
@@ -278,10 +295,13 @@ class TokenPredictorTraining(TrainingModel):
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
         """``loss`` and the share of masked tokens."""
-        mask, dropped = (mask.to(images.device) for mask in self.draw_masks(len(images)))
+        masks = self.draw_masks(len(images))
+        num_dropped = count_true(masks[1])  # asked here, on the CPU: nothing waits for the device
+        mask, dropped = to_device(images.device, *masks)
         with torch.no_grad():
             tokens = self.tokenizer.encode(images).tokens
-        return dict(loss=self.token_predictor.training_loss(tokens, mask, dropped), mask_ratio=mask.float().mean())
+        loss = self.token_predictor.training_loss(tokens, mask, dropped, num_dropped=num_dropped)
+        return dict(loss=loss, mask_ratio=mask.float().mean())
 
     @torch.no_grad()
     def draw_columns(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

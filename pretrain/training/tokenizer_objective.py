@@ -137,12 +137,15 @@ class TokenizerObjective(nn.Module):
         appearance: Tensor,
         iteration: int,
     ) -> dict[str, Tensor]:
-        factor = float(iteration >= self.adversarial_start_iters)
+        if iteration < self.adversarial_start_iters:
+            # Not computed, but each weight of the discriminator gets the gradient 0, as DDP and the optimizer expect.
+            nothing = torch.stack([0.0 * parameter.sum() for parameter in discriminator.parameters()]).sum()
+            return {'loss_adversarial': nothing.detach(), 'loss_discriminator': nothing}
         adversarial = generator_loss(discriminator, result.reconstruction)
         weight = adaptive_weight(appearance, adversarial, tokenizer.decoder.conv_out.weight)
         return {
-            'loss_adversarial': factor * self.adversarial_weight * weight * adversarial,
-            'loss_discriminator': factor * discriminator_loss(discriminator, images, result.reconstruction),
+            'loss_adversarial': self.adversarial_weight * weight * adversarial,
+            'loss_discriminator': discriminator_loss(discriminator, images, result.reconstruction),
         }
 
 
