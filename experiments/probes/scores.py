@@ -1,0 +1,74 @@
+"""Scores of a segmentation: areas of each image, and mIoU and pixel accuracy of a whole data set from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+VOID = 255  # in labels: a pixel of no class
+INTERSECTION, PREDICTED, LABELLED = range(3)
+
+
+def upsampled_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The best class of every pixel.
+
+    Args:
+        logits: (C, h, w), or probabilities.
+        size: (H, W) of the labels.
+
+    Returns:
+        (H, W) int64: argmax of the logits after bilinear interpolation (corners not aligned, as mmseg does it).
+    """
+    return F.interpolate(logits[None], size, mode='bilinear', align_corners=False)[0].argmax(dim=0)
+
+
+def count_areas(predicted: Tensor, labels: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
+    """Pixels of every class in one image, without those that are void in the labels.
+
+    Args:
+        predicted: (H, W) class ids.
+        labels: (H, W), :data:`VOID` where no class is given.
+        num_classes: Number of classes.
+
+    Returns:
+        (3, num_classes): intersection, predicted area, labelled area. The columns of mmseg's ``IoUMetric``, whose sums
+        over images give all its scores.
+    """
+    wanted = torch.as_tensor(labels, device=predicted.device).long()
+    valid = wanted != VOID
+    predicted, wanted = predicted[valid], wanted[valid]
+    areas = [
+        torch.bincount(values, minlength=num_classes) for values in (wanted[predicted == wanted], predicted, wanted)
+    ]
+    return torch.stack(areas).cpu().numpy()
+
+
+def class_iou(areas: NDArray[np.int64]) -> NDArray[np.float64]:
+    """IoU of every class, in per cent; NaN for a class that is neither labelled nor predicted.
+
+    Args:
+        areas: (..., 3, C), summed over images.
+
+    Returns:
+        (..., C).
+    """
+    intersection = areas[..., INTERSECTION, :].astype(np.float64)
+    union = areas[..., PREDICTED, :] + areas[..., LABELLED, :] - intersection
+    return 100 * np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def mean_iou(areas: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean IoU in per cent over the classes that occur in labels or predictions; ``areas`` as in :func:`class_iou`."""
+    iou = class_iou(areas)
+    occurs = ~np.isnan(iou)
+    count = np.maximum(occurs.sum(axis=-1), 1)
+    return np.where(occurs.any(axis=-1), np.nansum(iou, axis=-1) / count, np.nan)
+
+
+def pixel_accuracy(areas: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Per cent of the labelled pixels whose class is right (mmseg's aAcc); ``areas`` as for :func:`class_iou`."""
+    right, all_pixels = areas[..., INTERSECTION, :].sum(axis=-1), areas[..., LABELLED, :].sum(axis=-1)
+    return 100 * right / np.maximum(all_pixels, 1)

@@ -1,0 +1,194 @@
+"""What do the frozen features of a checkpoint hold, at which block, and with how few labels? Answers in minutes.
+
+    python tools/probe.py backbone.pth timm/vit_small_patch14_dinov2 random/vit_small_patch16_224 --out probes/streets
+        --train-images images/train --train-masks masks/train --val-images images/val --val-masks masks/val
+        --classes classes.txt --protocols logistic knn --blocks all --fraction 0.1 1 --seeds 0 1 2
+
+BACKBONE: a file from tools/convert_checkpoint.py; timm/NAME (timm's published weights); timm/NAME=FILE; random/NAME
+(NAME of timm, or tiny, base, large or huge for ADDPViT). Protocols: logistic (regression on patches, solved to its
+optimum), linear (DINOv2's BatchNorm and 1x1 convolution), knn (retrieval, nothing is trained); docs/probes.md has them
+in full. Written into --out: results.json (scores in per cent), report.html, rows/. A cut run goes on; features are kept
+in --cache and shared by all runs that need the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from command_line import ROOT, make_parser, run_command
+
+import torch
+from tqdm import tqdm
+
+from addp_backbone.datasets.masks import SegmentationSplit
+from addp_backbone.files.atomic import replace_file
+from addp_backbone.runtime.environment import num_cores
+from experiments.probes.backbones import find_source
+from experiments.probes.data import DEFAULT_SIZE, MAX_OWN_SIDE_PX, read_data
+from experiments.probes.features import GB
+from experiments.probes.page import make_page
+from experiments.probes.pictures import PICTURES_FOLDER, Pictures
+from experiments.probes.results import REPORT_FILE, RESULTS_FILE
+from experiments.probes.run import Prober
+from experiments.probes.settings import PROTOCOLS, CacheSettings, ProbeSettings
+from experiments.probes.summary import summary_lines
+
+DEFAULTS = ProbeSettings()
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument('backbones', nargs='+', metavar='BACKBONE', help='what to probe, see above')
+    for split in ('train', 'val'):
+        parser.add_argument(f'--{split}-images', type=Path, required=True, metavar='D', help='folder of images')
+        parser.add_argument(f'--{split}-masks', type=Path, required=True, metavar='D', help='folder of their masks')
+        parser.add_argument(
+            f'--{split}-stride', type=int, default=1, metavar='N', help='use every Nth image (default: %(default)s)'
+        )
+    parser.add_argument('--classes', type=Path, required=True, metavar='F', help='class names: a text file, or JSON')
+    parser.add_argument('--void', choices=('auto', 'zero', '255'), default='auto', help='as in tools/new_dataset.py')
+    parser.add_argument('--mask-suffix', default='.png', help='how mask names end (default: %(default)s)')
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the results')
+    add_protocol_arguments(parser)
+    parser.add_argument(
+        '--patch',
+        nargs=2,
+        type=float,
+        default=(0.5, 0.5),
+        metavar=('X', 'Y'),
+        help='the patch of the similarity maps, as shares of width and height (default: the middle)',
+    )
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of the backbones')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ...'
+    )
+    parser.add_argument(
+        '--cache',
+        type=Path,
+        default=ROOT / 'work_dirs/probe_features',
+        metavar='DIR',
+        help='folder of the features (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--cache-gb',
+        type=float,
+        default=20.0,
+        metavar='GB',
+        help='what it may hold; what was not used for longest goes',
+    )
+    args = parser.parse_args(argv)
+    if min(args.train_stride, args.val_stride) < 1 or args.cache_gb <= 0:
+        parser.error('strides must be at least 1 and --cache-gb positive')
+    if not all(0 <= share < 1 for share in args.patch):
+        parser.error(f'--patch wants two numbers in [0, 1), got {args.patch}')
+    return args
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what :class:`ProbeSettings` takes."""
+    parser.add_argument(
+        '--protocols', nargs='+', choices=PROTOCOLS, default=DEFAULTS.protocols, help='default: logistic'
+    )
+    parser.add_argument(
+        '--blocks',
+        nargs='+',
+        default=(),
+        metavar='N',
+        help='from 1; 3+6+9 puts tokens together; all (default: half, three quarters and all of the depth)',
+    )
+    parser.add_argument(
+        '--fraction', nargs='+', type=float, default=DEFAULTS.fractions, metavar='P', help='of the training images'
+    )
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, default=DEFAULTS.seeds, metavar='S', help='of the labels that are drawn'
+    )
+    parser.add_argument(
+        '--size',
+        type=read_size,
+        metavar='WxH',
+        help='width and height that images are resized to (bicubic), e.g. 392x308; rounded to whole patches (default: '
+        f'as they are, if all have one size of at most {MAX_OWN_SIDE_PX} px, else {DEFAULT_SIZE[0]}x{DEFAULT_SIZE[1]})',
+    )
+    parser.add_argument(
+        '--patches', type=int, default=DEFAULTS.num_patches, metavar='N', help='of logistic (%(default)s)'
+    )
+    parser.add_argument('--l2', type=float, default=DEFAULTS.l2, help='penalty of logistic (%(default)s)')
+    parser.add_argument(
+        '--memory', type=int, default=DEFAULTS.memory_size, metavar='N', help='patches of knn (%(default)s)'
+    )
+    parser.add_argument(
+        '--linear-iters',
+        type=int,
+        default=DEFAULTS.linear_iters,
+        metavar='N',
+        help='iterations of linear (%(default)s)',
+    )
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Reads ``392x308`` as (width, height)."""
+    found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f'wanted WIDTHxHEIGHT in pixels, such as 392x308, got {text!r}')
+    return int(found[1]), int(found[2])
+
+
+def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Shows a bar."""
+    return tqdm(items, total=total, unit='image', desc='checking the data')
+
+
+def report(line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Checks everything, probes, writes the results."""
+    settings = ProbeSettings(
+        tuple(args.protocols),
+        tuple(args.blocks),
+        tuple(args.fraction),
+        tuple(args.seeds),
+        args.size,
+        args.patches,
+        args.l2,
+        args.memory,
+        args.linear_iters,
+        args.precision,
+        args.device,
+    )
+    sources = [find_source(text) for text in args.backbones]
+    for source in sources:
+        settings.chosen_blocks(source)
+    splits = [
+        SegmentationSplit('train', args.train_images, args.train_masks),
+        SegmentationSplit('val', args.val_images, args.val_masks),
+    ]
+    strides = args.train_stride, args.val_stride
+    data = read_data(splits, args.classes, args.void, args.mask_suffix, strides, num_cores(), show_progress)
+    for line in data.warnings:
+        report(line)
+    cache = CacheSettings(args.cache, int(args.cache_gb * GB))
+    pictures = Pictures(data.val, tuple(args.patch), args.out / PICTURES_FOLDER)
+    finished = Prober(sources, data, settings, cache, args.out, report).run(pictures)
+    page = make_page(finished.rows, finished.about, pictures.photographs(), finished.galleries)
+    replace_file(args.out / REPORT_FILE, page)
+    for line in summary_lines(finished.rows):
+        report(line)
+    report(f'written: {args.out / RESULTS_FILE}, {args.out / REPORT_FILE}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
