@@ -23,6 +23,7 @@ model = dict(
         out_indices=(9,),
         frozen=True,
         stride=16,
+        norm_maps=True,
         init_cfg=dict(type='Pretrained', checkpoint='exp/timm/vit_small_patch14_dinov2.safetensors'),
     ),
     neck=dict(in_channels='backbone.width', scales=(4, 2, 1, 0.5)),

@@ -19,6 +19,7 @@ model = dict(
         out_indices='upernet',
         frozen=True,
         stride=8,
+        norm_maps=True,
         init_cfg=dict(type='Pretrained', checkpoint='exp/timm/vit_small_patch14_dinov2.safetensors'),
     ),
     neck=dict(embed_dim='backbone.width'),

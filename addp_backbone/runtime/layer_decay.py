@@ -71,8 +71,9 @@ NO_WEIGHT_DECAY: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
 class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Builds an optimizer whose learning rate shrinks by ``decay_rate`` with each layer, from the head to the patches.
 
-    The learning rate of a parameter is ``lr * decay_rate ** (depth + 1 - layer)``. ``model.backbone.get_layer_depth``
-    tells the layer: 0 for patch and position embedding, i + 1 for block i, depth + 1 for everything else (neck, heads).
+    The learning rate of a parameter is ``lr * decay_rate ** (depth + 1 - layer)``, in the backbone times
+    ``backbone_lr_mult``. ``model.backbone.get_layer_depth`` tells the layer: 0 for patch and position embedding, i + 1
+    for block i, depth + 1 for everything else (neck, heads).
     Parameters of equal learning rate and weight decay share a group; frozen ones are in none.
 
     Args:
@@ -81,7 +82,8 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
             depth, :func:`vitdet_decay_rate`), and ``no_weight_decay``, the parameters without weight decay:
             'norm_and_pos_embed' (default; ViTDet's, where biases and the channel norms of pyramid and heads do decay),
             '1d' (MAE's for UperNet), '1d_and_embeddings' (MAE's for classification: also position embedding and cls
-            token) or 'nothing' (ViTDet's for ViT-H, where everything decays).
+            token) or 'nothing' (ViTDet's for ViT-H, where everything decays). ``backbone_lr_mult`` in (0, 1], 1 by
+            default, is for short fine-tuning, where new heads need a rate that would destroy a pre-trained backbone.
 
     Raises:
         ValueError: If an option is missing, unknown or out of range, or a sharded model's whole shapes are not known.
@@ -89,12 +91,15 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
-        options = {'no_weight_decay': 'norm_and_pos_embed', **(paramwise_cfg or {})}
-        if set(options) != {'decay_rate', 'no_weight_decay'}:
+        options = {'no_weight_decay': 'norm_and_pos_embed', 'backbone_lr_mult': 1.0, **(paramwise_cfg or {})}
+        if set(options) != {'decay_rate', 'no_weight_decay', 'backbone_lr_mult'}:
             raise ValueError(
-                'paramwise_cfg needs decay_rate and may have no_weight_decay, nothing else; '
+                'paramwise_cfg needs decay_rate and may have no_weight_decay and backbone_lr_mult, nothing else; '
                 f'got {sorted(paramwise_cfg or {})}'
             )
+        mult = options['backbone_lr_mult']
+        if not (isinstance(mult, int | float) and 0 < mult <= 1):
+            raise ValueError(f'backbone_lr_mult must be in (0, 1], got {mult!r}')
         rate = options['decay_rate']
         if rate != 'vitdet' and not (isinstance(rate, int | float) and 0 < rate <= 1):
             raise ValueError(f"decay_rate must be in (0, 1] or 'vitdet', got {rate!r}")
@@ -105,6 +110,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None:
             raise ValueError(f'layer-wise decay needs lr in the optimizer, got {self.optimizer_cfg}')
         self.decay_rate = rate
+        self.backbone_lr_mult = mult
         self.has_no_weight_decay = NO_WEIGHT_DECAY[options['no_weight_decay']]
 
     def add_params(
@@ -135,7 +141,7 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
             )
         modules = dict(module.named_modules())
         self._refuse_unknown_shapes(modules.values())
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
         exempt: frozenset[str] = getattr(backbone, 'no_weight_decay', frozenset)()
         num_frozen, decay_rate = 0, self.decay_rate
         for name, param in module.named_parameters():
@@ -148,11 +154,14 @@ class ViTLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 decay_rate = vitdet_decay_rate(num_layers - 2)
             decays = clean_name.removeprefix(f'{BACKBONE}.') not in exempt
             decays &= not self.has_no_weight_decay(modules[name.rpartition('.')[0]], clean_name, param)
-            if (layer, decays) not in groups:
-                groups[layer, decays] = dict(params=[], lr=self.base_lr * decay_rate ** (num_layers - 1 - layer))
+            in_backbone = clean_name.startswith(f'{BACKBONE}.')
+            key = (layer, in_backbone and self.backbone_lr_mult != 1, decays)
+            if key not in groups:
+                lr = self.base_lr * decay_rate ** (num_layers - 1 - layer)
+                groups[key] = dict(params=[], lr=lr * (self.backbone_lr_mult if in_backbone else 1))
                 if not decays:
-                    groups[layer, decays]['weight_decay'] = 0.0  # the others have the optimizer's
-            groups[layer, decays]['params'].append(param)
+                    groups[key]['weight_decay'] = 0.0  # the others have the optimizer's
+            groups[key]['params'].append(param)
         params.extend(groups[key] for key in sorted(groups, reverse=True))
         rates = [group['lr'] for group in groups.values()]
         print_log(

@@ -48,6 +48,9 @@ class TimmViT(BaseModule):
         pretrained: Whether timm fetches the published weights (through the Hugging Face hub, or from its cache).
         stride: None = maps have the stride of the patches. A number = images are resized by patch size / stride
             (bilinear, antialiased) first, so that maps have this stride for heads and anchors: 16 for a patch of 14.
+        norm_maps: Whether each map's tokens are normalised over their channels (LayerNorm without weights) on the way
+            out. The residual stream of a frozen ViT grows with depth and has a few channels far above the rest; new
+            layers learn faster behind the norm. The blocks themselves see no difference.
         pos_antialias: Whether absolute positions are resized to the input's grid with antialiasing. On as in timm, for
             all models; the own code of DINOv2 (without registers), DeiT and MAE has none.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``: weights by timm's names or in any other layout that
@@ -77,6 +80,7 @@ class TimmViT(BaseModule):
         with_cp: bool = False,
         pretrained: bool = False,
         stride: int | None = None,
+        norm_maps: bool = False,
         pos_antialias: bool = True,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -84,6 +88,7 @@ class TimmViT(BaseModule):
         if pretrained and init_cfg is not None:
             raise ValueError(f'weights come from one place: leave out pretrained=True or init_cfg={init_cfg}')
         self.model_name, self.pretrained, self.with_cp = model, pretrained, with_cp
+        self.norm_maps = norm_maps
         self.arch = published_arch(model)
         if isinstance(drop_path_rate, str):
             _require(drop_path_rate == 'vitdet', f"drop_path_rate is {drop_path_rate!r}, wanted a number or 'vitdet'")
@@ -186,7 +191,7 @@ class TimmViT(BaseModule):
         self._is_init = True
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Computes the feature maps, each before any final norm.
+        """Computes the feature maps, each before any final norm (and normalised where ``norm_maps`` asks for it).
 
         Args:
             images: (B, 3, H, W) float, normalised as the model was pre-trained (:func:`catalogue.data_config`); H and W
@@ -207,7 +212,9 @@ class TimmViT(BaseModule):
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= num_frozen):
                 embedded = self._run_block(index, embedded)
             if index in self.out_indices:
-                maps.append(embedded.patches.permute(0, 3, 1, 2).contiguous())
+                patches = embedded.patches
+                patches = F.layer_norm(patches, patches.shape[-1:]) if self.norm_maps else patches
+                maps.append(patches.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
 
     @property

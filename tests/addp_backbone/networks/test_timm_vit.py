@@ -275,6 +275,14 @@ def test_a_stride_of_16_resizes_images_for_a_patch_of_14():
         ours(torch.randn(1, 3, 70, 96))
 
 
+def test_normalised_maps_are_layer_norms_of_timms_and_change_no_later_block():
+    ours, theirs, images = make_pair('vit_small_patch14_dinov2', (5, 8), norm_maps=True)
+    wanted = theirs.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
+    for one, other in zip(ours(images), wanted, strict=True):
+        other = F.layer_norm(other.permute(0, 2, 3, 1), other.shape[1:2]).permute(0, 3, 1, 2)
+        assert relative_error(one.detach(), other.detach()) < TOLERANCE
+
+
 def test_positions_without_antialiasing_differ_and_leave_the_own_grid_alone():
     sharp, _, _ = make_pair('vit_small_patch14_dinov2', (4, 6), pos_antialias=False)
     plain = make_pair('vit_small_patch14_dinov2', (4, 6))[0]

@@ -151,6 +151,15 @@ def test_parameters_of_one_layer_share_a_group_and_every_parameter_is_in_exactly
     assert sorted(id(p) for group in groups for p in group['params']) == sorted(id(p) for p in model.parameters())
 
 
+def test_backbone_lr_mult_slows_the_backbone_alone() -> None:
+    model = _small_model()
+    before, after = (
+        _settings(model, _build(model, decay_rate=0.7, **mult), 'lr') for mult in ({}, dict(backbone_lr_mult=0.1))
+    )
+    for name, lr in before.items():
+        assert after[name] == pytest.approx(lr * (0.1 if name.startswith('backbone.') else 1)), name
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     model = _small_model()
     for param in model.backbone.patch_embed.parameters():
@@ -196,6 +205,8 @@ def test_one_log_line_tells_extreme_rates_and_number_of_groups(caplog: pytest.Lo
         (dict(decay_rate=0.0), r'in \(0, 1\]'),
         (dict(decay_rate=1.5), r'in \(0, 1\]'),
         (dict(decay_rate=0.7, no_weight_decay='bias'), "one of .*'1d'"),
+        (dict(decay_rate=0.7, backbone_lr_mult=0), r'backbone_lr_mult must be in \(0, 1\], got 0'),
+        (dict(decay_rate=0.7, backbone_lr_mult='0.1'), 'backbone_lr_mult'),
     ],
 )
 def test_bad_options_are_refused_with_what_was_wanted(paramwise: dict, message: str) -> None:
