@@ -7,12 +7,13 @@
 
 GFLOP and memory are formulas (global attention, one image, float32, for training), not measurements. --check builds a
 model's first two blocks with random weights and compares their maps with timm's; --check-all does so for all, which
-takes about half an hour and up to 6 GB.
+takes MINUTES minutes of one core and GIB GiB. Cut off, it goes on from FILE.partial.json when it is started again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,11 +58,13 @@ def run(args: argparse.Namespace) -> int:
     facts = [fact for fact in map(collect, supported_models()) if matches(fact, args.words)]
     if not facts:
         raise ValueError(f'no supported model holds all of {args.words}')
-    results = {fact.name: outcome(fact.name) for fact in facts} if args.check_all else {}
+    partial = args.markdown and args.markdown.with_name(f'{args.markdown.name}.partial.json')
+    results = check_all([fact.name for fact in facts], partial) if args.check_all else {}
     rows = [row(fact, results.get(fact.name)) for fact in facts]
     titles = [*_TITLES, *(['equal to timm'] if results else [])]
     if args.markdown:
         replace_file(args.markdown, markdown(titles, rows))
+        partial.unlink(missing_ok=True)
     else:
         print(table(titles, rows))
         print(f'\n{len(rows)} models of {describe_versions()}')
@@ -91,6 +94,27 @@ def row(fact: Facts, result: str | None) -> list[str]:
         ', '.join(fact.features) or '-',
     ]
     return [*map(str, cells), *([result] if result else [])]
+
+
+def check_all(names: Sequence[str], partial: Path | None) -> dict[str, str]:
+    """What :func:`outcome` says of each model.
+
+    Args:
+        names: Models.
+        partial: File of the results so far, written after each model, with those of a run that was cut off; results of
+            other versions of timm do not count. None = none is kept.
+    """
+    known = {'versions': describe_versions(), 'results': {}}
+    if partial is not None and partial.exists():
+        found = json.loads(partial.read_text(encoding='utf-8'))
+        known = found if found['versions'] == known['versions'] else known
+    results: dict[str, str] = known['results']  # type: ignore[assignment]
+    for name in names:
+        if name not in results:
+            results[name] = outcome(name)
+            if partial is not None:
+                replace_file(partial, json.dumps(known, indent=1))
+    return {name: results[name] for name in names}
 
 
 def outcome(name: str) -> str:

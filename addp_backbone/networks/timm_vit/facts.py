@@ -5,12 +5,14 @@ Nothing is allocated for the facts; arithmetic and memory are formulas over the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from addp_backbone.networks.timm_vit.backbone import TimmViT
 from addp_backbone.networks.timm_vit.catalogue import (
@@ -147,17 +149,18 @@ def check(name: str, num_blocks: int = 2) -> float:
         The largest difference, relative to the largest value.
     """
     num_blocks = min(num_blocks, published_arch(name).depth)
-    errors = []
+    with torch.device('meta'):
+        published: Any = build_model(name)
+    patch = published.patch_embed.patch_size[0]
+    fixed = family_of(name) in FIXED_SIZE_FAMILIES
+    errors, weights = [], dict[str, torch.Tensor]()
     for grid in CHECKED_GRIDS:
-        with torch.device('meta'):
-            published: Any = build_model(name)
-        patch = published.patch_embed.patch_size[0]
         size = (grid[0] * patch, grid[1] * patch)
-        fixed = family_of(name) in FIXED_SIZE_FAMILIES
-        ours = TimmViT(name, img_size=size, out_indices=tuple(range(num_blocks))).eval()
-        theirs: Any = build_model(name, size if fixed else None, num_blocks=num_blocks).eval()
-        _randomise(ours.vit)
-        theirs.load_state_dict(ours.vit.state_dict(), strict=False)  # ours lacks what stands behind the blocks
+        with _NoRandomStart():
+            ours = TimmViT(name, img_size=size, out_indices=tuple(range(num_blocks))).eval()
+            theirs: Any = build_model(name, size if fixed else None, num_blocks=num_blocks).eval()
+        _randomise(ours.vit, weights)
+        theirs.load_state_dict(ours.vit.state_dict(), strict=False, assign=True)  # ours lacks what is behind the blocks
         images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
         wanted = theirs.forward_intermediates(images, indices=list(range(num_blocks)), intermediates_only=True)
         errors += [
@@ -167,11 +170,33 @@ def check(name: str, num_blocks: int = 2) -> float:
     return max(errors)
 
 
-def _randomise(module: nn.Module) -> None:
+class _NoRandomStart(TorchFunctionMode):
+    """Leaves parameters as they are allocated: :func:`check` replaces them, and most of a large model's time is there."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get('tensor')
+        name = getattr(func, '__name__', '')
+        if isinstance(target, nn.Parameter) and name.endswith('_') and not name.endswith('__'):  # in place
+            return target
+        return func(*args, **kwargs)
+
+
+def _randomise(module: nn.Module, drawn: dict[str, torch.Tensor]) -> None:
+    """Sets every parameter to those drawn before, where the shape is the same, or draws them."""
     generator = torch.Generator().manual_seed(0)
     for name, param in module.named_parameters():
-        mean = 1.0 if param.ndim <= 1 and not name.endswith('bias') else 0.0
-        param.copy_(mean + (0.2 if param.ndim <= 1 else 0.05) * torch.randn(param.shape, generator=generator))
+        if name not in drawn or drawn[name].shape != param.shape:
+            mean = 1.0 if param.ndim <= 1 and not name.endswith('bias') else 0.0
+            values = torch.randn(param.shape, generator=generator)
+            drawn[name] = values.mul_(0.2 if param.ndim <= 1 else 0.05).add_(mean)
+        param.data = drawn[name]
 
 
 def describe_versions() -> str:
