@@ -10,7 +10,7 @@ from mmengine.config import Config
 from addp_backbone.files.atomic import sha256_of
 from experiments.paper.recipes import batch_options
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
-from experiments.paper.settings import RANDOM, Initialization, Settings
+from experiments.paper.settings import RANDOM, TIMM_VIT, Initialization, Settings, can_have
 from experiments.stages import OWN_FOLDER, REPOSITORY, Cost, Plan, RequestError, Stage
 from pretrain.evaluation.fidelity import INCEPTION
 from pretrain.evaluation.image_sets import SIZE_PX
@@ -38,16 +38,16 @@ def make_plan(settings: Settings) -> Plan:
         (init.name, task): _convert(plan, settings, init, task)
         for task in trainings
         for init in settings.inits
-        if init.format != RANDOM
+        if init.format not in (RANDOM, TIMM_VIT)
     }
     for task in settings.tasks:
         for init in settings.inits:
-            if task != GENERATION:
-                evaluation = _train_and_test(plan, settings, init, task, starts.get((init.name, task)))
-            elif init.format == 'addp':
+            if not can_have(init, task):
+                continue
+            if task == GENERATION:
                 evaluation = _generate(plan, settings, init)
             else:
-                continue
+                evaluation = _train_and_test(plan, settings, init, task, starts.get((init.name, task)))
             plan.evaluations[init.name, task] = evaluation
     return plan
 
@@ -78,10 +78,10 @@ def _convert(plan: Plan, settings: Settings, init: Initialization, task: str) ->
 def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: str, start: Stage | None) -> Stage:
     training, processes = settings.recipe.training[task], settings.num_gpus
     name = f'{settings.model}/{init.name}/{_FOLDERS[task]}'
-    config: object = training.config
+    config: object = training.timm_config if init.format == TIMM_VIT else training.config
     data: list[Stage] = []
     if settings.recipe.shapes and task in (DETECTION, SEGMENTATION):
-        leaf = _shapes_config(plan, settings, task)
+        leaf = _shapes_config(plan, settings, task, training.timm_config if init.format == TIMM_VIT else '')
         config = leaf.file('data.py')
         data.append(leaf)
     try:
@@ -99,12 +99,13 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
             '--resume',
             *training.options,
             '--cfg-options',
-            *_weights_options(start),
+            *_weights_options(init, start),
             *batch,
             *common,
         ],
         needs=[start, *data] if start else data,
         num_processes=processes,
+        identity=_checksum(init.path) if init.format == TIMM_VIT else '',
         cost=training.cost,
     )
     return plan.add(
@@ -117,7 +118,7 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
             '--out',
             f'{OWN_FOLDER}/{METRICS_FILE}',
             '--cfg-options',
-            *_weights_options(None),
+            'model.backbone.init_cfg=None',  # what is tested comes from training alone
             *common,
         ],
         needs=[train, *data],
@@ -125,21 +126,23 @@ def _train_and_test(plan: Plan, settings: Settings, init: Initialization, task: 
     )
 
 
-def _weights_options(start: Stage | None) -> list[str]:
-    """What training starts from; None: random weights, or a checkpoint of training that is loaded later."""
-    if start is None:
+def _weights_options(init: Initialization, start: Stage | None) -> list[str]:
+    """What training starts from: a converted file, a file that TimmViT reads, timm's own, or nothing."""
+    if init.format == TIMM_VIT and init.path is None:
+        return ['model.backbone.init_cfg=None', 'model.backbone.pretrained=True']
+    if init.format == RANDOM:
         return ['model.backbone.init_cfg=None']
-    return [
-        'model.backbone.init_cfg.type=Pretrained',
-        f'model.backbone.init_cfg.checkpoint={start.file(BACKBONE_FILE)}',
-    ]
+    file = init.path if start is None else start.file(BACKBONE_FILE)
+    return ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={file}']
 
 
 def _structure_options(init: Initialization, task: str) -> list[str]:
-    """Options of a linear probe, which keeps the encoder as it was pre-trained.
+    """The name of a ViT of timm; of a linear probe, what keeps the encoder as it was pre-trained.
 
     ADDP and MAGE have a norm behind the embeddings, others have none.
     """
+    if init.format == TIMM_VIT:
+        return [f'model.backbone.model={init.timm_model}']
     return ['model.backbone.tokenizer_norm=False'] if task == LINEAR and init.format in ('mae', 'timm') else []
 
 
@@ -160,8 +163,8 @@ def _data_options(settings: Settings, task: str) -> list[str]:
     ]
 
 
-def _shapes_config(plan: Plan, settings: Settings, task: str) -> Stage:
-    root, base = settings.data['shapes'], REPOSITORY / settings.recipe.training[task].config
+def _shapes_config(plan: Plan, settings: Settings, task: str, timm_config: str) -> Stage:
+    root, base = settings.data['shapes'], REPOSITORY / (timm_config or settings.recipe.training[task].config)
     options: list[object] = ['--out', f'{OWN_FOLDER}/data.py', '--force', '--base', base]
     for split in SPLITS:
         options += [f'--{split}-images', root / 'images' / split]
@@ -173,7 +176,11 @@ def _shapes_config(plan: Plan, settings: Settings, task: str) -> Stage:
     if task == SEGMENTATION:
         options += ['--classes', root / 'classes.json']
     return plan.add(
-        f'data/{_FOLDERS[task]}', 'new_dataset', ['det' if task == DETECTION else 'seg'], options, uses_gpu=False
+        f'data/{_FOLDERS[task]}{"-timm" if timm_config else ""}',
+        'new_dataset',
+        ['det' if task == DETECTION else 'seg'],
+        options,
+        uses_gpu=False,
     )
 
 

@@ -29,6 +29,7 @@ class Training:
         options: More of tools/train.py.
         intervals: Options that count iterations and do not follow gradient accumulation by themselves, with the
             config's values.
+        timm_config: As ``config``, for backbones of timm; '' for tasks that they do not serve.
     """
 
     config: str
@@ -38,6 +39,7 @@ class Training:
     images_per_gpu: int = 0
     options: tuple[str, ...] = ()
     intervals: dict[str, int] = field(default_factory=dict)
+    timm_config: str = ''
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,15 @@ def _recipe(model: str, epochs: int, hours: dict[str, Cost], segmentation_note: 
             LINEAR: Training(
                 f'pretrain/configs/linear_{model}.py', _LINEAR, hours[LINEAR], 16384, 512, intervals=_LINEAR_INTERVALS
             ),
-            DETECTION: Training(f'det_configs/addp_{model}_maskrcnn.py', _DETECTION, hours[DETECTION], 64, 8, _SCALED),
+            DETECTION: Training(
+                f'det_configs/addp_{model}_maskrcnn.py',
+                _DETECTION,
+                hours[DETECTION],
+                64,
+                8,
+                _SCALED,
+                timm_config='det_configs/timm_maskrcnn.py',
+            ),
             SEGMENTATION: Training(
                 f'seg_configs/addp_{model}_upernet.py',
                 _SEGMENTATION + segmentation_note,
@@ -112,6 +122,7 @@ def _recipe(model: str, epochs: int, hours: dict[str, Cost], segmentation_note: 
                 16,
                 2,
                 _SCALED,
+                timm_config='seg_configs/timm_upernet.py',
             ),
         },
     )
@@ -149,8 +160,16 @@ RECIPES = {
         training={
             FINE_TUNING: Training('pretrain/configs/finetune_tiny.py', 'tiny, generated shapes; last checkpoint'),
             LINEAR: Training('pretrain/configs/linear_tiny.py', 'tiny, generated shapes; last checkpoint'),
-            DETECTION: Training('det_configs/addp_tiny_maskrcnn.py', 'tiny, generated shapes'),
-            SEGMENTATION: Training('seg_configs/addp_tiny_upernet.py', 'tiny, generated shapes'),
+            DETECTION: Training(
+                'det_configs/addp_tiny_maskrcnn.py',
+                'tiny, generated shapes',
+                timm_config='det_configs/timm_tiny_maskrcnn.py',
+            ),
+            SEGMENTATION: Training(
+                'seg_configs/addp_tiny_upernet.py',
+                'tiny, generated shapes',
+                timm_config='seg_configs/timm_tiny_upernet.py',
+            ),
         },
     ),
 }

@@ -14,6 +14,7 @@ GENERATION, FINE_TUNING, LINEAR, DETECTION, SEGMENTATION = TASKS = (
     'detection',
     'segmentation',
 )
+DENSE_TASKS = (DETECTION, SEGMENTATION)
 
 ROWS = {
     'fid': Row('FID', GENERATION, ('metrics', 'frechet_inception_distance')),

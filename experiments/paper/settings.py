@@ -10,13 +10,16 @@ from pathlib import Path
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.locate import find_checkpoint
+from addp_backbone.networks.timm_vit.catalogue import family_of
 from experiments.paper.recipes import RECIPES, Recipe
-from experiments.paper.rows import GENERATION, PAPER_ROWS, ROWS
+from experiments.paper.rows import DENSE_TASKS, GENERATION, PAPER_ROWS, ROWS
 from experiments.stages import REPOSITORY, RequestError
 from pretrain.weights.published import PUBLISHED_FILES
 
 FORMATS = ('addp', 'mae', 'mage', 'timm')
 RANDOM = 'random'
+TIMM_VIT = 'TimmViT'  # a model of timm, computed by timm
+TIMM_PREFIX = 'timm/'
 DATA_ROOTS = {
     'imagenet': 'data/imagenet',
     'coco': 'data/coco',
@@ -33,13 +36,15 @@ class Initialization:
 
     Attributes:
         name: In tables and folders.
-        format: One of :data:`FORMATS`, or 'random' for none.
-        path: The checkpoint; None for 'random'.
+        format: One of :data:`FORMATS`, 'random' for none, or 'TimmViT'.
+        path: The checkpoint; None for 'random', and where timm fetches the published weights itself.
+        timm_model: timm's name of a 'TimmViT'.
     """
 
     name: str
     format: str
     path: Path | None
+    timm_model: str = ''
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='append',
         default=[],
         metavar='[NAME=]CKPT',
-        help='weights to compare, or random (default: the released checkpoint); may be repeated',
+        help='weights to compare: a file with its --format, timm/MODEL for a ViT of timm as published, timm/MODEL=CKPT '
+        'from a file, or random (default: the released checkpoint); may be repeated',
     )
-    parser.add_argument('--format', action='append', default=[], choices=FORMATS, help='of each --init but random')
+    parser.add_argument(
+        '--format', action='append', default=[], choices=FORMATS, help='of each --init but random and timm/...'
+    )
     for name, path in DATA_ROOTS.items():
         parser.add_argument(f'--{name}', type=Path, default=REPOSITORY / path, metavar='ROOT', help=f'default: {path}')
     parser.add_argument('--gpus', type=int, metavar='N', help=f'default: {DEFAULT_GPUS}; tiny: 1 process')
@@ -160,11 +168,11 @@ def read_rows(text: str | None, inits: Sequence[Initialization]) -> tuple[str, .
     """Rows from ``fid,is,...``; None for those of the paper that the checkpoints have.
 
     Raises:
-        RequestError: If a row is unknown, or no checkpoint can generate.
+        RequestError: If a row is unknown, or none of the checkpoints can have it.
     """
     generates = any(init.format == 'addp' for init in inits)
     if text is None:
-        return tuple(row for row in PAPER_ROWS if generates or ROWS[row].task != GENERATION)
+        return tuple(row for row in PAPER_ROWS if any(can_have(init, ROWS[row].task) for init in inits))
     rows = tuple(dict.fromkeys(word.strip() for word in text.split(',') if word.strip()))
     unknown = [row for row in rows if row not in ROWS]
     if unknown or not rows:
@@ -173,16 +181,34 @@ def read_rows(text: str | None, inits: Sequence[Initialization]) -> tuple[str, .
         )
     if not generates and any(ROWS[row].task == GENERATION for row in rows):
         raise RequestError(f'--rows {text}: FID and IS need a checkpoint of ADDP, but --format has none')
+    impossible = [row for row in rows if not any(can_have(init, ROWS[row].task) for init in inits)]
+    if impossible:
+        raise RequestError(
+            f'--rows {text}: {TIMM_PREFIX}MODEL has rows {",".join(_timm_rows())}, not {",".join(impossible)}; the '
+            "classifier is ADDP's own (give the file with --format timm, where convert_checkpoint.py takes it)"
+        )
     return rows
 
 
+def can_have(init: Initialization, task: str) -> bool:
+    """Whether an initialisation can be measured on a task: only ADDP's generate, and TimmViT serves dense tasks."""
+    if task == GENERATION:
+        return init.format == 'addp'
+    return init.format != TIMM_VIT or task in DENSE_TASKS
+
+
+def _timm_rows() -> list[str]:
+    return [name for name, row in ROWS.items() if row.task in DENSE_TASKS]
+
+
 def read_inits(words: Sequence[str], formats: Sequence[str], model: str) -> tuple[Initialization, ...]:
-    """Checkpoints from ``--init [NAME=]CKPT`` and ``--format``, a format each; 'random' has none.
+    """Checkpoints from ``--init [NAME=]CKPT`` and ``--format``, a format each; 'random' and 'timm/MODEL' have none.
 
     Without any it is the model's released file.
 
     Raises:
-        RequestError: If a format is missing or too many, names repeat, or there is no released file.
+        RequestError: If a format is missing or too many, names repeat, timm has no such plain ViT, or there is no
+            released file.
     """
     released = RECIPES[model].released
     if not words:
@@ -192,14 +218,14 @@ def read_inits(words: Sequence[str], formats: Sequence[str], model: str) -> tupl
                 '--init random'
             )
         return (Initialization(released, 'addp', REPOSITORY / PUBLISHED_FILES[released].path),)
-    given = [word for word in words if word != RANDOM]
+    given = [word for word in words if word != RANDOM and not word.startswith(TIMM_PREFIX)]
     if len(formats) != len(given):
         raise RequestError(
             f'{len(given)} checkpoints (--init) but {len(formats)} formats: give --format {"|".join(FORMATS)} after '
-            f'each; {RANDOM} has none'
+            f'each; {RANDOM} and {TIMM_PREFIX}MODEL have none'
         )
     kinds = iter(formats)
-    inits = [Initialization(RANDOM, RANDOM, None) if word == RANDOM else _named(word, next(kinds)) for word in words]
+    inits = [_read_init(word) or _named(word, next(kinds)) for word in words]
     names = [init.name for init in inits]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -223,6 +249,20 @@ def read_options(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
             )
         options.setdefault(row, []).append(option)
     return {row: tuple(found) for row, found in options.items()}
+
+
+def _read_init(word: str) -> Initialization | None:
+    """'random', ``timm/MODEL`` or ``timm/MODEL=CKPT``; None for anything else."""
+    if word == RANDOM:
+        return Initialization(RANDOM, RANDOM, None)
+    if not word.startswith(TIMM_PREFIX):
+        return None
+    model, _, file = word.removeprefix(TIMM_PREFIX).partition('=')
+    try:
+        family_of(model)
+    except ValueError as error:
+        raise RequestError(f'--init {word}: {error}; a file in a folder {TIMM_PREFIX} is ./{word}') from error
+    return Initialization(model, TIMM_VIT, _absolute(Path(file)) if file else None, model)
 
 
 def _named(word: str, format: str) -> Initialization:

@@ -82,6 +82,8 @@ def _entry(
         key = (*key[:-1], name_of(key[-1], recipe.extractor))
         title = key[-1]
     value, status, found = read_value(stage, key, row.factor)
+    if stage is None and row.task != GENERATION:
+        status = f'{NOT_RUN}: a ViT computed by timm has no classifier here'
     published = PUBLISHED.get(settings.model, {}).get(name) if init.format == 'addp' else None
     protocol = [recipe.protocol(row.task), *departures, *found]
     options = settings.task_options(row.task)

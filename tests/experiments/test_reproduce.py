@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -347,6 +348,38 @@ def test_checkpoints_of_several_methods_are_compared_and_only_addp_has_published
     assert '| mae | not run | 50.00 |' in describe(entries, settings)
 
 
+@pytest.mark.parametrize('model', ['base', 'tiny'])
+def test_vits_of_timm_are_trained_by_name_or_from_a_file_on_the_rows_of_dense_prediction(
+    model: str, tools: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    file = tmp_path / 'eva.pth'
+    inits = {'vit_small_patch14_dinov2': '', 'eva02_tiny_patch14_224': f'={file}'}
+    words = [word for name, path in inits.items() for word in ('--init', f'timm/{name}{path}')]
+    settings = settings_of(tmp_path, *words, '--init', 'random', '--model', model, '--rows', 'top1,ap,miou')
+    plan = make_plan(settings)
+    stages = {stage.name: stage for stage in plan.stages}
+    assert not any('convert' in stage.command[0] for stage in plan.stages)
+    for name, (task, leaf) in itertools.product(inits, (('ap', 'maskrcnn'), ('miou', 'upernet'))):
+        train, test = stages[f'{model}/{name}/{task}-train'], stages[f'{model}/{name}/{task}-test']
+        if model == 'tiny':
+            data = ' '.join(stages[f'data/{task}-timm'].shell_command('python'))
+            assert f'timm_tiny_{leaf}.py' in data and list(train.needs) == [stages[f'data/{task}-timm']]
+            continue
+        trained, tested = (
+            load_config(str(ROOT / arguments.config), arguments.cfg_options)
+            for arguments in (accept(tools, stage.shell_command('python')) for stage in (train, test))
+        )
+        assert Path(trained.filename).name == f'timm_{leaf}.py'
+        assert trained.model.backbone.model == tested.model.backbone.model == name
+        assert tested.model.backbone.init_cfg is None and not tested.model.backbone.get('pretrained')
+        if inits[name]:
+            assert trained.model.backbone.init_cfg.checkpoint == str(file)
+        else:
+            assert trained.model.backbone.pretrained and trained.model.backbone.init_cfg is None
+    statuses = {(entry.init, entry.row): entry.status for entry in collect(plan, settings)}
+    assert 'no classifier' in statuses['vit_small_patch14_dinov2', 'top1'] and f'{model}/random/top1-test' in stages
+
+
 def test_another_file_under_the_same_name_is_another_input(tmp_path: Path) -> None:
     words = ['--init', f'x={tmp_path}/x.pth', '--format', 'mae', '--rows', 'ap']
     folders = []
@@ -463,6 +496,10 @@ def test_recipes_agree_with_the_configs_and_the_configs_with_the_published_value
             'two checkpoints are called x',
         ),
         (['--init', 'a.pth', '--format', 'mae', '--rows', 'fid'], 'need a checkpoint of ADDP'),
+        (['--init', 'timm/resnet50'], 'no plain ViT'),
+        (['--init', 'timm/vit_smal_patch14_dinov2'], 'did you mean vit_small_patch14_dinov2'),
+        (['--init', 'timm/vit_tiny_patch16_224', '--rows', 'ap,top1'], 'has rows ap,miou, not top1'),
+        (['--init', 'timm/vit_tiny_patch16_224', '--format', 'timm'], '0 checkpoints .* but 1 formats'),
         (['--model', 'tiny'], 'no released checkpoint'),
         (['--cfg-options', 'lr=3'], 'wanted ROW:KEY=VALUE'),
         (['--gpus', '3', '--rows', 'ap'], '3 GPUs do not divide'),
@@ -476,6 +513,7 @@ def test_a_request_that_cannot_be_meant_is_refused(words: list[str], message: st
 
 def test_without_checkpoints_of_addp_the_rows_of_generation_are_left_out(tmp_path: Path) -> None:
     assert settings_of(tmp_path, '--init', 'random').rows == ('top1', 'ap', 'miou')
+    assert settings_of(tmp_path, '--init', 'timm/vit_tiny_patch16_224').rows == ('ap', 'miou')
     assert settings_of(tmp_path).rows == PAPER_ROWS
     assert read_rows(None, read_inits([], [], 'base')) == PAPER_ROWS
     assert read_options(['ap:a=1', 'ap:b=2']) == {'ap': ('a=1', 'b=2')}

@@ -171,7 +171,7 @@ def check(name: str, num_blocks: int = 2) -> float:
 
 
 class _NoRandomStart(TorchFunctionMode):
-    """Leaves parameters as they are allocated: :func:`check` replaces them, and most of a large model's time is there."""
+    """Leaves parameters as allocated: :func:`check` replaces them, and most of a large model's time is there."""
 
     def __torch_function__(
         self,
