@@ -9,7 +9,6 @@ published.
 _base_ = './addp_tiny_maskrcnn.py'
 
 image_size = 768  # longer side, in pixels
-num_channels = 64
 
 model = dict(
     type='FitToBackbone',
@@ -28,3 +27,27 @@ model = dict(
     ),
     neck=dict(in_channels='backbone.width', scales=(4, 2, 1, 0.5)),
 )
+
+# pipelines hold the size of the leaf that they are written in, so they stand here again
+train_pipeline = [
+    dict(type='SeedAugmentation'),
+    dict(type='LoadImage'),
+    dict(
+        type='LargeScaleJitter',
+        scale=(image_size, image_size),
+        ratio_range=(1.0, 1.0),
+        crop_size=(image_size, image_size),
+        with_mask=True,
+        min_box_px=1,
+    ),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImage'),
+    dict(type='Resize', scale=(image_size, image_size), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -237,6 +237,15 @@ def test_one_option_changes_the_backbone_and_all_that_follows(leaf: str, name: s
     assert (values['width'], values['mean']) == (width, pytest.approx(list(mean)))
 
 
+@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if leaf.startswith('det_configs')])
+def test_a_detectors_images_have_the_size_that_its_backbone_is_made_for(leaf: str) -> None:
+    cfg = _load(leaf)
+    backbone = cfg.model.get('module', cfg.model).backbone
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        steps = loader.dataset.pipeline
+        assert [step.scale for step in steps if 'scale' in step] == [(backbone.img_size, backbone.img_size)]
+
+
 def test_a_word_or_backbone_that_nobody_knows_is_refused() -> None:
     cfg = _load('det_configs/timm_maskrcnn.py')
     cfg.merge_from_dict({'model.neck.in_channels': 'backbone.witdh', 'model.backbone.init_cfg': None})

@@ -24,6 +24,7 @@ COMMANDS = [
         for mode in ('forward', 'train', 'checkpoint', 'bf16')
         for pyramid in ((), ('--pyramid',))
     ),
+    *(('timm_vit', '--mode', mode) for mode in ('forward', 'train', 'checkpoint', 'bf16')),
     *(('addp', '--mode', mode, *bf16) for mode in ('step', 'generate') for bf16 in ((), ('--bf16',))),
     ('lsj',),
     ('worker_memory',),

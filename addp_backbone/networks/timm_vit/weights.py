@@ -292,10 +292,11 @@ def _note_assumptions(
         for module in block.modules()
         if module.__class__.__module__.startswith(('torch.nn.modules.activation', 'timm.layers.activations'))
     }
-    if activations:
-        report.notes.append(
-            f'activation {", ".join(sorted(activations))}, as timm has it for this name: no tensor tells'
-        )
+    report.notes.append(
+        f'{backbone.arch.num_heads} heads'
+        + ''.join(f', activation {name}' for name in sorted(activations))
+        + ', as timm has it for this name: no tensor tells'
+    )
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in inside.values()):
         report.notes.append('half-precision tensors of the file became float32')
     pos_embed, own = inside.get('pos_embed'), backbone.vit.state_dict().get('pos_embed')

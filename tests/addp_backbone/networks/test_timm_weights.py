@@ -74,6 +74,14 @@ HUGGING_FACE = {
         96,
         hugging_face('ViTMAEModel', image_size=96, patch_size=16, mask_ratio=0.0, layer_norm_eps=1e-6, **BASE),
     ),
+    'I-JEPA': (
+        'vit_base_patch16_gap_224',
+        96,
+        # timm's model of this name has 16 heads, which no tensor tells
+        hugging_face(
+            'IJepaModel', image_size=96, patch_size=16, layer_norm_eps=1e-6, **{**BASE, 'num_attention_heads': 16}
+        ),
+    ),
     'SAM': (
         'samvit_base_patch16',
         256,
