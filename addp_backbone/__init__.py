@@ -21,6 +21,7 @@ from addp_backbone.networks.vit import ADDPViT  # noqa: E402
 from addp_backbone.runtime import (  # noqa: E402  (registers hooks, transforms and wrappers; mmcv's ops come first)
     class_check,  # noqa: F401
     cuda_options,  # noqa: F401
+    deferred,  # noqa: F401
     loaders,  # noqa: F401
     optim_wrappers,  # noqa: F401
     preemption,  # noqa: F401

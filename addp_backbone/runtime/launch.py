@@ -170,7 +170,7 @@ def set_timeouts(cfg: Config) -> float:
 
 
 def use_safe_hooks(cfg: Config, world_size: int) -> None:
-    """Adds what every training has, also if a config replaced its list of hooks (:data:`SAFE_HOOKS`, atomic saving).
+    """Adds what every training has, also if a config replaced its list of hooks: :data:`SAFE_HOOKS`, saving, log.
 
     Args:
         cfg: Training config; changed in place.
@@ -182,6 +182,8 @@ def use_safe_hooks(cfg: Config, world_size: int) -> None:
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint.type == 'CheckpointHook':
         checkpoint.type = 'SafeCheckpointHook'
+    if not cfg.get('strategy'):  # with shards nothing was measured
+        cfg.setdefault('default_hooks', {}).setdefault('runtime_info', dict(type='DeferredInfoHook'))
     hooks = list(cfg.get('custom_hooks') or [])
     present = {hook['type'] for hook in hooks}
     hooks += [dict(type=name) for name in SAFE_HOOKS if name not in present]

@@ -11,13 +11,14 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.matching import Mismatch, listed, match_tensors, unwrap_state_dict
 from addp_backbone.runtime.optim_wrappers import keep_implementation
 from addp_backbone.runtime.processes import WorkerInit
+from addp_backbone.runtime.saving import BadLossError, StopOnBadLoss
 
 CLASS_LAYERS = {'fc_cls', 'fc_reg', 'conv_logits', 'conv_seg', 'head'}  # their shapes follow from the number of classes
 
@@ -39,6 +40,22 @@ class StageRunner(Runner):
         if not isinstance(loader.worker_init_fn, WorkerInit):
             loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
         return loader
+
+    def train(self) -> nn.Module:
+        """Trains as mmengine does; an error that follows from a bad loss is reported as that.
+
+        Raises:
+            BadLossError: See :class:`addp_backbone.runtime.saving.StopOnBadLoss`.
+        """
+        try:
+            return super().train()
+        except (BadLossError, CheckpointError):
+            raise
+        except Exception:
+            for hook in self.hooks:
+                if isinstance(hook, StopOnBadLoss):
+                    hook.explain(self)
+            raise
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper | OptimWrapperDict:
         """Builds the optimizer wrapper; a resumed optimizer keeps the kernels of this run."""

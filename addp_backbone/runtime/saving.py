@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.integrity import sign_archive
 from addp_backbone.checkpoint.locate import find_latest_checkpoint
 from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
+from addp_backbone.runtime.deferred import PendingScalars, is_logged
 
 ATOMIC_BACKEND = 'atomic_local'
+_SCALE = 'the scale of the loss'  # beside the losses
 MIN_LOSS_SCALE = 1.0  # smaller ones mean that no scale makes the gradients finite
 
 
@@ -85,58 +89,101 @@ class StopOnBadLoss(Hook):
     With a loss scale (float16) a loss that is not finite costs one step, which the scaler skips before it halves the
     scale; the run stops only when the scale falls under :data:`MIN_LOSS_SCALE`, also if the losses stay finite
     (gradients that overflow in every step). The log has ``loss_scale`` and the number of ``skipped_steps`` then.
+
+    On a GPU losses are kept there and read every few iterations, as reading makes the CPU wait. The run stops that much
+    later, but as if it had looked each time: the iterations are judged one after the other, the first bad one is named
+    with its losses, and all are read before a checkpoint, a validation, a line of the log and the end, so that nothing
+    is saved or measured after a bad loss.
+
+    Args:
+        interval: Iterations between two reads; None: see :class:`addp_backbone.runtime.deferred.PendingScalars`.
     """
 
     priority = 'VERY_HIGH'  # before anything is saved
 
-    def __init__(self) -> None:
+    def __init__(self, interval: int | None = None) -> None:
+        self.pending = PendingScalars(interval)
         self.last_scale: float | None = None
         self.num_skipped = 0  # since this process started
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Looks at every entry of ``outputs`` whose name holds 'loss'.
+        """Keeps every entry of ``outputs`` whose name holds 'loss', and looks at all that were kept if it is time to.
 
         Raises:
             BadLossError: With the iteration, the entries, the last checkpoint and what to try.
         """
+        losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
         scale = _loss_scale(runner)
+        self.pending.add(runner.iter, losses if scale is None else {**losses, _SCALE: scale})
+        if self.pending.are_due() or is_logged(runner, batch_idx):
+            self.look(runner)
+
+    def look(self, runner: Runner) -> None:
+        """Judges the iterations that wait for it, in their order.
+
+        Raises:
+            BadLossError: See :meth:`after_train_iter`.
+        """
+        for iteration, values in self.pending.read():
+            self._judge(runner, iteration + 1, values.pop(_SCALE, None), values)
+
+    def _judge(self, runner: Runner, number: int, scale: float | None, losses: dict[str, float]) -> None:
         if scale is not None:
             if self.last_scale is not None and scale < self.last_scale:  # the scaler halves it where it skips a step
                 self.num_skipped += 1
             self.last_scale = scale
             runner.message_hub.update_scalar('train/skipped_steps', self.num_skipped)
             runner.message_hub.update_scalar('train/loss_scale', scale)
-        losses = {
-            name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if 'loss' in name
-        }
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if bad and scale is not None and scale >= MIN_LOSS_SCALE:
             print_log(
-                f'at iteration {runner.iter + 1} {_list(bad)}: the step is skipped, the loss scale is now {scale:g}',
+                f'at iteration {number} {_list(bad)}: the step is skipped, the loss scale is now {scale:g}',
                 logger='current',
                 level=logging.WARNING,
             )
         elif scale is not None and scale < MIN_LOSS_SCALE and not bad:
             raise BadLossError(
-                f'at iteration {runner.iter + 1} the loss scale has fallen to {scale:g}: {self.num_skipped} steps were '
+                f'at iteration {number} the loss scale has fallen to {scale:g}: {self.num_skipped} steps were '
                 f'skipped, as float16 gradients were not finite at any scale. {_advice(runner)}'
             )
         elif bad:
-            raise BadLossError(f'at iteration {runner.iter + 1} {_list(bad)}. {_advice(runner)}')
+            raise BadLossError(f'at iteration {number} {_list(bad)}. {_advice(runner)}')
+
+    def before_val(self, runner: Runner) -> None:
+        """Looks, so that no diverged model is measured."""
+        self.look(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Looks at the last iterations."""
+        self.look(runner)
+
+    def explain(self, runner: Runner) -> None:
+        """Looks after an error: a loss that nobody has looked at yet may be why the model failed.
+
+        Raises:
+            BadLossError: If one was bad.
+        """
+        try:
+            self.look(runner)
+        except BadLossError:
+            raise
+        except RuntimeError as error:  # a GPU after a failed kernel, from which nothing can be read
+            print_log(f'the last losses cannot be read: {error}', logger='current', level=logging.WARNING)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Looks at the weights: another rank's bad loss reaches this one through the gradients only.
+        """Looks at the losses, and at the weights: another rank's bad loss reaches this one through the gradients only.
 
         Raises:
             BadLossError: With the names of the tensors.
         """
+        self.look(runner)
         for kind, tensors in (
-            ('parameters', runner.model.named_parameters()),
-            ('buffers', runner.model.named_buffers()),  # running means see the images of skipped steps too
+            ('parameters', dict(runner.model.named_parameters())),
+            ('buffers', dict(runner.model.named_buffers())),  # running means see the images of skipped steps too
         ):
-            bad = [name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())]
+            bad = _not_finite(tensors)
             if not bad:
                 continue
             raise BadLossError(
@@ -145,10 +192,21 @@ class StopOnBadLoss(Hook):
             )
 
 
-def _loss_scale(runner: Runner) -> float | None:
-    """The scale of the loss in float16; None where losses are not scaled."""
+def _loss_scale(runner: Runner) -> Tensor | float | None:
+    """The scale of the loss in float16, where it lies; None where losses are not scaled."""
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
+    if scaler is None or not scaler.is_enabled():
+        return None
+    # Torch's own reader waits for the device; before the first step there is nothing but a number.
+    return scaler._scale if scaler._scale is not None else scaler.get_scale()
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with an element that is not finite; one read from each device."""
+    finite = {name: torch.isfinite(tensor).all() for name, tensor in tensors.items()}
+    scalars = PendingScalars()
+    scalars.add(0, finite)
+    return [name for _, values in scalars.read() for name, value in values.items() if not value]
 
 
 def _is_not_about_file_client(record: logging.LogRecord) -> bool:
