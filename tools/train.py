@@ -21,6 +21,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 
 from addp_backbone.checkpoint.storage import CheckpointError
+from addp_backbone.runtime.compiling import check_compile, compile_networks
 from addp_backbone.runtime.config_checks import LaunchError, check_data
 from addp_backbone.runtime.distributed import is_first_process, start_processes, stop_processes, was_restarted
 from addp_backbone.runtime.launch import (
@@ -62,6 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='mixed precision: float16 on CUDA (or optim_wrapper.dtype), bfloat16 on the CPU',
     )
+    parser.add_argument('--compile', action='store_true', help='networks by torch.compile; needs a C++ compiler')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch'
     )
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         check_values(cfg)
         check_names(cfg)
         check_sharding(cfg)
+        if args.compile:
+            check_compile(cfg)
         for split in ('train', 'val'):
             check_data(cfg, split)
         settle_classes(cfg)
@@ -106,7 +110,8 @@ def train(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
     refuse_deterministic(cfg)
     apply_tf32_option(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else StageRunner.from_cfg(cfg)  # FlexibleRunner for FSDP
-    for line in filter(None, (table, shortened)):
+    compiled = f'compiled when they first run: {", ".join(compile_networks(runner.model))}' if args.compile else None
+    for line in filter(None, (table, shortened, compiled)):
         print_log(line, logger='current')
     try:
         runner.train()

@@ -13,7 +13,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zeroes each element with probability p and scales the others, so that the mean stays.
 
     On a CPU the mask is drawn from torch's global generator, 16 random bits an element, and p is rounded to a multiple
-    of 1 / 65536; elsewhere this is ``torch.nn.functional.dropout``.
+    of 1 / 65536; elsewhere and under torch.compile, which would break its graph here, this is
+    ``torch.nn.functional.dropout``.
 
     Args:
         x: Any float tensor.
@@ -25,7 +26,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     threshold = round(p * _NUM_LEVELS)
     if threshold == 0:
         return x
-    if x.device.type != 'cpu' or threshold == _NUM_LEVELS:
+    if x.device.type != 'cpu' or threshold == _NUM_LEVELS or torch.compiler.is_compiling():
         return F.dropout(x, p)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # each word serves four elements
     kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - _NUM_LEVELS // 2

@@ -14,6 +14,7 @@ model = dict(
     network=dict(
         arch='base',
         token_predictor=dict(arch='base'),
+        frozen_dtype='auto',  # ours: 16 bits on CUDA if the first batch's tokens allow it
         predictor_dropout=True,  # the published trainer's train() reaches the predictor; the method wants it off
     ),  # the rest: ADDP's defaults, which are the published sizes
     init_cfg=dict(

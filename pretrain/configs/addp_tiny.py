@@ -13,6 +13,7 @@ model = dict(
         arch='tiny',
         decoder_depth=1,
         decoder_num_heads=3,
+        frozen_dtype='auto',
         token_dropout=0.75,  # or the decoder does without the encoder
         img_size=_base_.img_size,
         patch_size=_base_.patch_size,

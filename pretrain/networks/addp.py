@@ -8,7 +8,7 @@ Shapes: B images, L = g * g tokens, U unmasked tokens, C width, K codes, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from pretrain.networks.common import (
     init_position_waves,
     init_transformer,
 )
-from pretrain.networks.frozen import freeze, frozen_forward, resolve_dtype
+from pretrain.networks.frozen import AUTO, freeze, frozen_forward, resolve_dtype
 from pretrain.networks.losses import LABEL_SMOOTHING, masked_soft_cross_entropy
 from pretrain.networks.mask_schedule import true_indices
 from pretrain.networks.token_predictor import TokenPredictor
@@ -70,7 +70,8 @@ class ADDP(nn.Module):
         predictor_dropout: Whether the token predictor's dropout is active in train mode. In the published trainer it
             is, because ``train()`` reaches every module; the method describes the predictor as fixed.
         frozen_dtype: Precision of the frozen networks ('fp32', 'bf16', 'fp16') regardless of autocast. None:
-            float32 weights, under the surrounding autocast.
+            float32 weights, under the surrounding autocast. 'auto': like None until :meth:`set_frozen_dtype` is called,
+            which training on CUDA does with its first batch (:mod:`pretrain.training.frozen_precision`).
         position_waves: Whether position embeddings are initialised with waves
             (:func:`pretrain.networks.common.init_position_waves`) instead of random vectors, as published. Loading
             weights overwrites either.
@@ -109,7 +110,11 @@ class ADDP(nn.Module):
         self.num_tokens = self.grid[0] * self.grid[1]
         self.token_dropout = token_dropout
         self.predictor_dropout = predictor_dropout
-        self._build_frozen(tokenizer or {}, token_predictor or {}, resolve_dtype(frozen_dtype))
+        automatic = frozen_dtype == AUTO
+        self._build_frozen(tokenizer or {}, token_predictor or {}, None if automatic else resolve_dtype(frozen_dtype))
+        self.frozen_is_open = automatic
+        self._diffusion: Callable[..., DiffusionSample] = _diffuse
+        self._lengths_vary = False  # whether the decoder is compiled
         self.num_codes = self.tokenizer.num_codes
         self.vocabulary = Vocabulary(self.num_codes)
         self._build_encoder(size, dropout)
@@ -125,7 +130,6 @@ class ADDP(nn.Module):
     def _build_frozen(
         self, tokenizer: Mapping[str, Any], token_predictor: Mapping[str, Any], dtype: torch.dtype | None
     ) -> None:
-        self.frozen_dtype = dtype
         self.tokenizer = VQGANTokenizer(**tokenizer)
         if self.tokenizer.patch_size != self.patch_size:
             raise ValueError(
@@ -136,11 +140,17 @@ class ADDP(nn.Module):
         self.token_predictor = TokenPredictor(
             **token_predictor, num_tokens=self.num_tokens, num_codes=self.tokenizer.num_codes
         )
+        self.set_frozen_dtype(dtype)
+        freeze(self, ('tokenizer', 'token_predictor'))
+        self.train(self.training)
+
+    def set_frozen_dtype(self, dtype: torch.dtype | None) -> None:
+        """Gives the frozen networks a precision of their own; None leaves weights and autocast as they are."""
+        self.frozen_dtype = dtype
+        self.frozen_is_open = False
         if dtype is not None:
             self.tokenizer.set_precision(dtype)
             self.token_predictor.to(dtype)
-        freeze(self, ('tokenizer', 'token_predictor'))
-        self.train(self.training)
 
     def _build_encoder(self, size: Arch, dropout: float) -> None:
         self.patch_embed = PatchEmbed(self.patch_size, size.width)
@@ -193,14 +203,24 @@ class ADDP(nn.Module):
         Returns:
             Tokens, noisy images and soft target, without gradients.
         """
-        with frozen_forward(images.device.type, self.frozen_dtype):
-            tokens, latents = self.tokenizer.encode(images)
-            # Both predictions as one batch: the same values, better use of the device.
-            both = self.token_predictor(torch.cat((tokens, tokens)), torch.cat((noisier_mask, mask)))
-            unreliable, target = both.chunk(2)  # q(z_t | z_{t+1}), q(z_{t-1} | z_t), each (B, L, K)
-            soft = self.tokenizer.soft_latents(unreliable, self.grid)
-            mixed = torch.where(mask.unflatten(1, self.grid)[:, None], soft, latents)
-            return DiffusionSample(tokens, self.tokenizer.decode(mixed), target)
+        return self._diffusion(self, images, mask, noisier_mask)
+
+    def compile_parts(self, backend: str) -> list[str]:
+        """Lets torch.compile serve :meth:`diffuse`, as one graph, and the blocks of encoder and decoder.
+
+        Parameters keep their names, and copies of the model (weight averaging) are right.
+
+        Args:
+            backend: Of torch.compile.
+
+        Returns:
+            The names of the parts.
+        """
+        self._diffusion = torch.compile(_diffuse, backend=backend, fullgraph=True)
+        self.blocks.compile(backend=backend)
+        self.decoder_blocks.compile(backend=backend)
+        self._lengths_vary = True
+        return ['diffuse', 'blocks', 'decoder_blocks']
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """The encoder's input (B, 1 + L, C), after ``tokenizer_norm``, of pixels (B, 3, H, W), clamped to [0, 1] here.
@@ -238,6 +258,8 @@ class ADDP(nn.Module):
         num_unmasked = None if num_masked is None else self.num_tokens - num_masked
         features = self.decoder_embed(encoded)
         x = self._decoder_input(features, self.token_emb(tokens), mask, num_unmasked)  # (B, 1 + L + U, C)
+        if self._lengths_vary:  # one graph for every number of masked tokens
+            torch._dynamo.mark_dynamic(x, 1, min=1 + self.num_tokens, max=1 + 2 * self.num_tokens)
         x = self.decoder_norm(self.decoder_blocks(x))
         return self.mlm_layer(x[:, 1 : 1 + self.num_tokens], self.token_emb.weight)
 
@@ -311,3 +333,16 @@ class ADDP(nn.Module):
             return tokens
         (dropped,) = to_device(tokens.device, torch.rand(len(tokens), 1) < self.token_dropout)
         return tokens.masked_fill(dropped, self.vocabulary.mask_id)
+
+
+def _diffuse(model: ADDP, images: Tensor, mask: Tensor, noisier_mask: Tensor) -> DiffusionSample:
+    """See :meth:`ADDP.diffuse`; a function, so that compiled it serves copies of the model too."""
+    tokenizer, grid = model.tokenizer, model.grid
+    with frozen_forward(images.device.type, model.frozen_dtype):
+        tokens, latents = tokenizer.encode(images)
+        # Both predictions as one batch: the same values, better use of the device.
+        both = model.token_predictor(torch.cat((tokens, tokens)), torch.cat((noisier_mask, mask)))
+        unreliable, target = both.chunk(2)  # q(z_t | z_{t+1}), q(z_{t-1} | z_t), each (B, L, K)
+        soft = tokenizer.soft_latents(unreliable, grid)
+        mixed = torch.where(mask.unflatten(1, grid)[:, None], soft, latents)
+        return DiffusionSample(tokens, tokenizer.decode(mixed), target)

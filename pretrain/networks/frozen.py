@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from pretrain.networks.tokenizer import VQGANTokenizer
+
+AUTO = 'auto'
+MIN_EQUAL_TOKENS = 0.98  # of the tokens in float32, for a precision to serve; our assumption
+HALF_PRECISIONS = (torch.float16, torch.bfloat16)  # float16 first: it rounds less
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 _TORCH_NAMES = {'float32': 'fp32', 'bfloat16': 'bf16', 'float16': 'fp16'}  # of configs written for earlier versions
 
@@ -27,6 +34,43 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype not in PRECISIONS:
         raise ValueError(f'unknown precision {dtype!r}: use one of {sorted(PRECISIONS)} or None')
     return PRECISIONS[str(dtype)]
+
+
+class Choice(NamedTuple):
+    """The precision chosen for frozen networks.
+
+    Attributes:
+        dtype: The precision.
+        shares: Of each precision that was tried, in turn, the share of tokens equal to float32's, in [0, 1].
+    """
+
+    dtype: torch.dtype
+    shares: dict[torch.dtype, float]
+
+
+@torch.no_grad()
+def choose_precision(tokenizer: VQGANTokenizer, images: Tensor) -> Choice:
+    """Finds the first 16-bit precision in which the tokenizer gives nearly the tokens that it gives in float32.
+
+    Args:
+        tokenizer: With float32 weights; stays as it is.
+        images: (B, 3, H, W) in [0, 1], such as the first batch of a training.
+
+    Returns:
+        float16 or bfloat16 if at least :data:`MIN_EQUAL_TOKENS` of the tokens are the same and the reconstruction is
+        finite, else float32.
+    """
+    shares: dict[torch.dtype, float] = {}
+    with torch.autocast(images.device.type, enabled=False):
+        wanted = tokenizer.encode(images).tokens
+        for dtype in HALF_PRECISIONS:
+            half = copy.deepcopy(tokenizer)
+            half.set_precision(dtype)
+            tokens, latents = half.encode(images)
+            shares[dtype] = float((tokens == wanted).float().mean())
+            if shares[dtype] >= MIN_EQUAL_TOKENS and bool(torch.isfinite(half.decode(latents)).all()):
+                return Choice(dtype, shares)
+    return Choice(torch.float32, shares)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from pretrain.networks.token_predictor import TokenPredictor
 from pretrain.networks.tokenizer import VQGANTokenizer
 from pretrain.training import epoch_loop, hooks, optimizers  # noqa: F401  (registers them)
 from pretrain.training.codebook import CodebookUsage, fill_codes
+from pretrain.training.frozen_precision import has_half_precision, settle_frozen_dtype
 from pretrain.training.tokenizer_objective import TokenizerObjective, peak_signal_to_noise_ratio
 from pretrain.weights.loading import load_network
 
@@ -113,12 +114,18 @@ class ADDPPretraining(TrainingModel):
             if not came_along:
                 load_network(self.addp.get_submodule(name), name, self.sources.get(name))
 
+    def compile_parts(self, backend: str) -> list[str]:
+        """See :meth:`pretrain.networks.addp.ADDP.compile_parts`."""
+        return [f'addp.{name}' for name in self.addp.compile_parts(backend)]
+
     def draw_masks(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Draws m_t and m_{t+1}, each (B, L) bool on the CPU: one pair of ratios for this batch of this rank."""
         return draw_masks(batch_size, self.addp.num_tokens)
 
     def compute_losses(self, images: Tensor) -> dict[str, Tensor]:
         """``loss``, the share of masked tokens, and the mean entropy of their targets, a lower bound of the loss."""
+        if self.addp.frozen_is_open and has_half_precision(images.device):
+            settle_frozen_dtype(self.addp, images)
         masks = self.draw_masks(len(images))
         count = count_true(masks[0])  # asked here, on the CPU: nothing waits for the device
         mask, noisier_mask = to_device(images.device, *masks)
@@ -288,6 +295,11 @@ class TokenPredictorTraining(TrainingModel):
         load_network(self.tokenizer, 'tokenizer', self.sources.get('tokenizer'))
         if self.sources.get('token_predictor') is not None:
             load_network(self.token_predictor, 'token_predictor', self.sources['token_predictor'])
+
+    def compile_parts(self, backend: str) -> list[str]:
+        """Compiles the frozen tokenizer's encoder in place; the predictor's sequences change their length."""
+        self.tokenizer.encoder.compile(backend=backend)
+        return ['tokenizer.encoder']
 
     def draw_masks(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Draws masked and dropped tokens, each (B, L) bool on the CPU: one ratio for this batch of this rank."""
