@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from running import load_tool
+from running import ROOT, load_tool
 
-from addp_backbone.networks.timm_vit.catalogue import build_model
-from addp_backbone.networks.timm_vit.facts import TOLERANCE, check, collect
+from addp_backbone.networks.timm_vit.catalogue import build_model, supported_models
+from addp_backbone.networks.timm_vit.facts import TOLERANCE, check, collect, describe_versions
 from addp_backbone.networks.timm_vit.trunks import PlainTrunk
 
 TOOL = load_tool('list_backbones')
@@ -53,6 +53,15 @@ def test_a_check_of_all_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypa
     assert checked == NAMES
     assert page.read_text().count('| yes, 1e-07 |') == 2 and page.read_text().count('| NO: differs by 1e+00 |') == 1
     assert [path.name for path in tmp_path.iterdir()] == ['models.md']
+
+
+def test_the_page_of_all_models_lists_each_supported_one_as_equal_to_timm():
+    page = (ROOT / 'docs/timm_models.md').read_text(encoding='utf-8')
+    if describe_versions() not in page:
+        pytest.skip(f'the page was made with another version than {describe_versions()}')
+    rows = [line.strip('| ').split(' | ') for line in page.splitlines() if line.startswith('| ')][1:]
+    assert [row[0] for row in rows] == supported_models()
+    assert {row[-1].partition(',')[0] for row in rows} == {'yes'}
 
 
 def test_the_check_sees_a_difference(monkeypatch):
