@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from addp_backbone.files.image_limits import open_image
 from addp_backbone.files.images import read_image, write_png
 from pretrain.data.figures import grey_out, to_pil
 from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
@@ -68,8 +69,10 @@ def read_task(args: argparse.Namespace, model: ADDP) -> tuple[Image.Image, Tenso
     fitted = fit(image, model.img_size)
     if args.ratio is not None:
         return fitted, args.ratio
-    mask = Image.open(args.mask) if args.mask else mask_of_boxes(args.box, image.size)
-    return fitted, tokens_of_mask(mask, image.size, model, args.invert)
+    if args.mask is None:
+        return fitted, tokens_of_mask(mask_of_boxes(args.box, image.size), image.size, model, args.invert)
+    with open_image(args.mask) as mask:
+        return fitted, tokens_of_mask(mask, image.size, model, args.invert)
 
 
 def run(args: argparse.Namespace) -> None:

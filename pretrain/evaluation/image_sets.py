@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name, read_image
+from addp_backbone.files.image_limits import open_image
+from addp_backbone.files.images import DECODING_ERRORS, IMAGE_ENDINGS, is_image_name, read_image
 from pretrain.data.figures import FIGURE_FILES
 
 NUM_IMAGES = 50_000
@@ -65,10 +65,10 @@ class ImageSet:
         formats: Counter[str] = Counter()
         for path in files:
             try:
-                with Image.open(path) as image:
+                with open_image(path) as image:
                     sizes[f'{image.width}x{image.height}'] += 1
                     formats[str(image.format)] += 1
-            except (UnidentifiedImageError, OSError) as error:
+            except DECODING_ERRORS as error:
                 raise ValueError(f'{path} cannot be read: {error}') from error
         return cls(folder, tuple(files), dict(sizes), dict(formats), figures)
 

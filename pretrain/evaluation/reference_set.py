@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from addp_backbone.files.atomic import replace_file
-from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name, write_png
+from addp_backbone.files.image_limits import open_image
+from addp_backbone.files.images import DECODING_ERRORS, IMAGE_ENDINGS, is_image_name, write_png
 from addp_backbone.runtime.processes import process_pool
 from pretrain.evaluation.image_sets import FORMAT, MANIFEST_FILE, SIZE_PX, checksum_of_names
 
@@ -104,9 +105,9 @@ def _prepare(job: tuple[Path, Path, int]) -> str | None:
     """Writes one image; returns the error message, if any."""
     path, target, size_px = job
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             write_png(prepare_image(image, size_px), target)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except DECODING_ERRORS as error:
         return f'{path}: {error}'
     return None
 
