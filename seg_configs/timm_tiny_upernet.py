@@ -9,7 +9,7 @@ _base_ = './addp_tiny_upernet.py'
 
 model = dict(
     type='FitToBackbone',
-    model_type='EncoderDecoder',
+    model_type='addp_backbone.networks.tiled_segmentor.TiledEncoderDecoder',
     data_preprocessor=dict(mean='backbone.mean', std='backbone.std'),
     backbone=dict(
         _delete_=True,

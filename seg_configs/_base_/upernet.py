@@ -8,7 +8,7 @@ norm_cfg = dict(type='SyncBN', requires_grad=True)  # the tools turn it into BN 
 crop_size = (512, 512)  # MAE
 
 model = dict(
-    type='EncoderDecoder',
+    type='addp_backbone.networks.tiled_segmentor.TiledEncoderDecoder',  # mmseg's; class maps of large images in bands
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         # ImageNet's mean and std, as in ADDP's encoder (there for pixels in [0, 1], here in [0, 255])
