@@ -28,6 +28,8 @@ from addp_backbone.runtime import (  # noqa: E402  (registers hooks, transforms 
     saving,  # noqa: F401
     seeding,  # noqa: F401
     sharding,  # noqa: F401
+    show_dir,  # noqa: F401
+    unlabelled,  # noqa: F401
     watchdog,  # noqa: F401
 )
 from addp_backbone.runtime.layer_decay import ViTLayerDecayConstructor  # noqa: E402

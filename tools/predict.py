@@ -3,9 +3,10 @@
 Run:  python tools/predict.py CONFIG CKPT photos/ --out predictions
       python tools/predict.py CONFIG CKPT a.jpg 'more/**/*.png' --out predictions --score-thr 0.5
 
-Written into --out: overlays/*.png, predictions.json and, for segmentation, label_maps/*.png (0 = first class). Images
-that cannot be read are reported and left out, with exit code 1. In Python:
-addp_backbone.predict.predictor.predict_images.
+Written into --out as they come: overlays/*.png, a line for each image in predictions.jsonl and, for segmentation,
+label_maps/*.png (0 = first class); at the end, or when interrupted, predictions.json. An image that cannot be read or
+fails is noted there and the run goes on, with exit code 1. --resume leaves out images that have a result; without it a
+run begins anew. In Python: addp_backbone.predict.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from pathlib import Path
 
 from command_line import FAILED, OK, make_parser, print_error, run_command
 
+from mmengine.config import DictAction
 from tqdm import tqdm
 
-from addp_backbone.predict.predictor import DEFAULT_SCORE_THR, predict_images
+from addp_backbone.predict.predictor import DEFAULT_SCORE_THR, Predictor
+from addp_backbone.predict.run import iterate_predictions
+from addp_backbone.predict.sources import find_images
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,7 +40,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='P',
         help='leave out detections below (default: %(default)s)',
     )
+    parser.add_argument('--resume', action='store_true', help='go on with an interrupted run: keep what it wrote')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: the first GPU, or the CPU)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config'
+    )
     args = parser.parse_args(argv)
     if not 0 <= args.score_thr <= 1:
         parser.error(f'--score-thr must lie between 0 and 1, got {args.score_thr}')
@@ -49,15 +57,25 @@ def show_progress(paths: Iterable[Path], total: int) -> Iterable[Path]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predicts; returns 1 if an image was left out."""
-    records = predict_images(
-        args.config, args.checkpoint, args.images, args.out, args.score_thr, args.device, show_progress
-    )
-    skipped = [record for record in records if 'error' in record]
-    for record in skipped:
-        print_error(f'{record["error"]}; left out')
-    print(f'{len(records) - len(skipped)} of {len(records)} images: {args.out}')
-    return FAILED if skipped else OK
+    """Predicts; returns 1 if an image has no result."""
+    num_found = len(find_images(args.images, args.out))  # before the model is built
+    predictor = Predictor(args.config, args.checkpoint, args.score_thr, args.device, args.cfg_options)
+    num_done = num_failed = num_capped = 0
+    for record in iterate_predictions(predictor, args.images, args.out, args.resume, show_progress):
+        num_done += 1
+        num_capped += 'max_per_img' in record
+        if 'error' in record:
+            num_failed += 1
+            print_error(f'{record["error"]}; left out')
+    kept = f' ({num_found - num_done} of an earlier run)' if num_found > num_done else ''
+    print(f'{num_found - num_failed} of {num_found} images{kept}: {args.out}')
+    if num_capped:
+        print(
+            f'{num_capped} images reached max_per_img={predictor.max_per_img}, so objects may be missing: raise '
+            '--score-thr, or --cfg-options model.test_cfg.rcnn.max_per_img=N (of one-stage detectors: '
+            'model.test_cfg.max_per_img)'
+        )
+    return FAILED if num_failed else OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint and reports AP, mIoU or top-1, whichever the config measures.
 
 python tools/test.py CONFIG CKPT [--out METRICS.json] [--show-dir D] [--work-dir D] [--cfg-options k=v ...]
+python tools/test.py CONFIG CKPT --format-only      data without labels: writes WORK_DIR/results.*, measures nothing
 tools/dist_test.sh CONFIG CKPT PROCESSES [the same options]      several processes, same numbers
 """
 
@@ -11,6 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from command_line import make_parser, run_command
@@ -25,6 +27,7 @@ from addp_backbone.runtime.distributed import start_processes, stop_processes
 from addp_backbone.runtime.launch import (
     add_arguments,
     draw_predictions,
+    encode_masks,
     fit_to_device,
     load_config,
     set_timeouts,
@@ -33,6 +36,7 @@ from addp_backbone.runtime.option_names import check_names
 from addp_backbone.runtime.option_values import check_values
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.tf32 import use_tf32
+from addp_backbone.runtime.unlabelled import check_labels, format_only
 from pretrain.data.labelled import settle_classes
 
 
@@ -43,7 +47,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         'checkpoint', help='checkpoint of a training run with this config, or its work dir: the latest checkpoint'
     )
-    parser.add_argument('--out', metavar='F.json', help='file for the metrics, as printed')
+    parser.add_argument(
+        '--out', metavar='F.json', help='file for the metrics, as printed; with --format-only: where results go, F.*'
+    )
+    parser.add_argument(
+        '--format-only',
+        action='store_true',
+        help='measure nothing: write detections as COCO results, class maps as PNG (default: WORK_DIR/results.*)',
+    )
     parser.add_argument('--show-dir', metavar='D', help='folder for an overlay of every image')
     return parser.parse_args(argv)
 
@@ -63,16 +74,25 @@ def run(args: argparse.Namespace) -> None:
         raise LaunchError(f'--out {args.out}: wanted a file that ends in .json')
     if cfg.get('test_dataloader') is None:
         raise LaunchError(f'{args.config} has no test_dataloader, so there is nothing to measure')
+    written = ''
+    if args.format_only:
+        written = format_only(cfg, Path(args.out).with_suffix('') if args.out else Path(cfg.work_dir, 'results'))
+    else:
+        check_labels(cfg)
     check_data(cfg, 'test')
     settle_classes(cfg)
     start_processes(args.launcher, set_timeouts(cfg))
     cfg.load_from, cfg.resume = str(checkpoint), False
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
+    else:
+        encode_masks(cfg)
     fit_to_device(cfg)
     use_tf32(False)  # measured in float32, on every device
     metrics = {name: _plain(value) for name, value in StageRunner.from_cfg(cfg).test().items()}
-    if is_main_process():
+    if is_main_process() and written:
+        print(f'--format-only: nothing was measured; predictions written: {written}')
+    elif is_main_process():
         if not metrics:
             print('no metrics: the model predicted nothing at all (see model.test_cfg)')
         for name, value in metrics.items():

@@ -231,11 +231,12 @@ def _mask_problem(image: Image.Image) -> str | None:
     return None
 
 
-def encode_png(image: Image.Image | NDArray[np.uint8]) -> bytes:
+def encode_png(image: Image.Image | NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     """Returns the contents of a PNG file.
 
     Args:
-        image: An RGB or greyscale image, or an array: (H, W, 3) RGB or (H, W) with one channel, uint8.
+        image: An RGB or greyscale image, or an array: (H, W, 3) RGB or (H, W) with one channel, uint8 or
+            uint16.
     """
     pixels = np.asarray(image)
     return cv2.imencode('.png', pixels[..., ::-1] if pixels.ndim == 3 else pixels, _PNG_OPTIONS)[1].tobytes()

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 READABLE_PX = 640  # smaller images are enlarged by a whole number towards it, so that labels can be read
 MASK_OPACITY = 0.45
 CLASS_OPACITY = 0.6
+_PIXELS_AT_ONCE = 1 << 20  # blended in float
 RGBImage = NDArray[np.uint8]
 Palette = Sequence[Sequence[int]]
 
@@ -35,7 +36,7 @@ def draw_instances(
         boxes: (N, 4) x1, y1, x2, y2 in pixels.
         scores: (N,) in [0, 1].
         labels: (N,) indices into ``class_names``.
-        masks: N times (H, W) bool, or None.
+        masks: N times (H, W) bool, or None; each is asked for twice, and may be made then.
         class_names: Names.
         palette: An RGB colour for each class.
 
@@ -44,16 +45,14 @@ def draw_instances(
     """
     factor = _enlargement(image)
     order = np.argsort(scores, kind='stable')
-    canvas = _enlarge(image, factor).astype(np.float32)
-    for i in order if masks is not None else ():
-        assert masks is not None
-        mask = _enlarge(masks[i].astype(np.uint8), factor).astype(bool)
-        canvas[mask] += MASK_OPACITY * (np.array(palette[labels[i]], np.float32) - canvas[mask])
-    canvas = np.ascontiguousarray(canvas.round().astype(np.uint8))
+    canvas = _enlarge(image, factor).copy()
     width = max(1, round(max(canvas.shape) / 400))
     for i in order if masks is not None else ():
         assert masks is not None
-        mask = _enlarge(masks[i].astype(np.uint8), factor)
+        _tint(canvas, _enlarge(masks[i].view(np.uint8), factor), palette[labels[i]])
+    for i in order if masks is not None else ():
+        assert masks is not None
+        mask = _enlarge(masks[i].view(np.uint8), factor)
         contours = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
         cv2.drawContours(canvas, contours, -1, [int(c) for c in palette[labels[i]]], width, cv2.LINE_AA)
     canvas_image = Image.fromarray(canvas)
@@ -82,10 +81,17 @@ def draw_class_map(
     """
     factor = _enlargement(image)
     colors = np.array([*palette, (0, 0, 0)], np.float32)
-    known = np.where((label_map >= 0) & (label_map < len(class_names)), label_map, len(class_names))
-    opacity = CLASS_OPACITY * (known < len(class_names))[..., None]
-    blended = (image + opacity * (colors[known] - image)).round().astype(np.uint8)
-    counts = np.bincount(known.ravel(), minlength=len(class_names) + 1)[: len(class_names)]
+    blended = np.empty_like(image)
+    counts = np.zeros(len(class_names) + 1, np.int64)
+    step = max(1, _PIXELS_AT_ONCE // image.shape[1])
+    for top in range(0, image.shape[0], step):
+        rows = slice(top, top + step)
+        labels = label_map[rows].astype(np.int64)
+        known = np.where((labels >= 0) & (labels < len(class_names)), labels, len(class_names))
+        opacity = CLASS_OPACITY * (known < len(class_names))[..., None]
+        blended[rows] = (image[rows] + opacity * (colors[known] - image[rows])).round()
+        counts += np.bincount(known.ravel(), minlength=len(counts))
+    counts = counts[:-1]
     entries = [
         (class_names[i], counts[i] / label_map.size, tuple(int(c) for c in palette[i]))
         for i in np.argsort(-counts, kind='stable')
@@ -112,6 +118,17 @@ def draw_probabilities(
     return _with_legend(
         _enlarge(image, _enlargement(image)), list(zip(class_names, probabilities, colors, strict=True))
     )
+
+
+def _tint(canvas: RGBImage, mask: NDArray[np.uint8], color: Sequence[int]) -> None:
+    """Blends a colour into the pixels of a mask, in place: by a table of all 256 values, so without float images."""
+    x, y, width, height = cv2.boundingRect(mask)
+    inside = mask[y : y + height, x : x + width].astype(bool)
+    for channel, target in enumerate(color):
+        values = np.arange(256, dtype=np.float32)
+        table = (values + MASK_OPACITY * (target - values)).round().astype(np.uint8)
+        region = canvas[y : y + height, x : x + width, channel]
+        region[inside] = table[region[inside]]
 
 
 def _enlargement(image: RGBImage) -> int:

@@ -6,16 +6,15 @@ A further task is one more class with ``from_sample``, ``to_json``, ``draw`` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 
-from addp_backbone.files.images import encode_png, inspect_image
+from addp_backbone.files.images import encode_png
 from addp_backbone.files.run_length import encode_mask
 from addp_backbone.predict.overlays import RGBImage, draw_class_map, draw_instances, draw_probabilities
 
@@ -56,6 +55,22 @@ class Prediction(Protocol):
         """Folder name -> content of a PNG, for what JSON is too clumsy for."""
 
 
+class _Decoded(Sequence[NDArray[np.bool_]]):
+    """The masks of run-length codes, each made when it is asked for: one at a time is in memory."""
+
+    def __init__(self, codes: list[dict[str, Any]]) -> None:
+        self.codes = codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return coco_masks.decode(self.codes[index]).astype(bool)
+
+    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
+        return (self[index] for index in range(len(self)))
+
+
 @dataclass(frozen=True)
 class Detections:
     """Objects in an image, the surest first.
@@ -83,18 +98,22 @@ class Detections:
     def from_sample(cls, sample: Any, classes: ClassInfo, score_thr: float) -> Detections:
         """Takes an mmdet data sample's instances that reach ``score_thr``."""
         height, width = sample.ori_shape[:2]
-        instances = sample.pred_instances.cpu()
-        instances = instances[instances.scores >= score_thr]
-        instances = instances[instances.scores.argsort(descending=True, stable=True)]
+        instances = sample.pred_instances
+        scores = instances.scores.float().cpu().numpy()
+        order = np.argsort(-scores, kind='stable')
+        order = order[scores[order] >= score_thr]
         masks = None
-        if 'masks' in instances:
-            masks = [encode_mask(mask) for mask in np.asarray(instances.masks)]
+        if 'masks' in instances:  # codes, or (N, H, W), of which one at a time is copied
+            masks = [
+                m if isinstance(m, dict) else encode_mask(m.cpu().numpy())
+                for m in map(instances.masks.__getitem__, order)
+            ]
         return cls(
             int(width),
             int(height),
-            instances.bboxes.float().numpy().reshape(-1, 4),
-            instances.scores.float().numpy(),
-            instances.labels.long().numpy(),
+            instances.bboxes.float().cpu().numpy().reshape(-1, 4)[order],
+            scores[order],
+            instances.labels.long().cpu().numpy()[order],
             masks,
             classes,
         )
@@ -120,7 +139,7 @@ class Detections:
 
     def draw(self, image: RGBImage) -> RGBImage:
         """Boxes, masks, labels and scores."""
-        masks = [coco_masks.decode(code).astype(bool) for code in self.masks] if self.masks is not None else None
+        masks = _Decoded(self.masks) if self.masks is not None else None
         return draw_instances(
             image, self.boxes, self.scores, self.labels, masks, self.classes.names, self.classes.palette
         )
@@ -137,20 +156,22 @@ class ClassMap:
     Attributes:
         width: The image's width in pixels.
         height: Its height.
-        label_map: (height, width) uint8, indices into the class names (0 = the first class, there is no void).
+        label_map: (height, width) uint8, or uint16 for over 256 classes: indices into the class names (0 = the first
+            class, there is no void).
         classes: The classes.
     """
 
     key: ClassVar[str] = 'pred_sem_seg'
     width: int
     height: int
-    label_map: NDArray[np.uint8]
+    label_map: NDArray[np.uint8] | NDArray[np.uint16]
     classes: ClassInfo
 
     @classmethod
     def from_sample(cls, sample: Any, classes: ClassInfo, score_thr: float) -> ClassMap:
         """Takes an mmseg data sample's class map; ``score_thr`` has no meaning here."""
-        label_map = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
+        values = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
+        label_map = values.astype(np.uint8 if len(classes.names) <= 256 else np.uint16)
         return cls(label_map.shape[1], label_map.shape[0], label_map, classes)
 
     def to_json(self) -> dict[str, Any]:
@@ -194,10 +215,10 @@ class ClassRanking:
     @classmethod
     def from_sample(cls, sample: Any, classes: ClassInfo, score_thr: float) -> ClassRanking:
         """Takes a classifier's probabilities; ``score_thr`` has no meaning here."""
-        shown = inspect_image(Path(sample.img_path))
+        height, width = sample.ori_shape[:2]
         scores = sample.pred_scores.float().cpu().numpy()
         labels = np.argsort(-scores, kind='stable')[:NUM_CLASSES_SHOWN].astype(np.int64)
-        return cls(shown.width, shown.height, labels, scores[labels], classes)
+        return cls(int(width), int(height), labels, scores[labels], classes)
 
     def to_json(self) -> dict[str, Any]:
         """Classes with their probabilities, the most probable first."""

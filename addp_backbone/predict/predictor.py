@@ -1,17 +1,14 @@
-"""Predictions for image files, from a config and a checkpoint; ``tools/predict.py`` is the command.
+"""A trained model that looks at images: files, Pillow images or arrays.
 
->>> records = predict_images('my_cars.py', 'work_dirs/my_cars/iter_2000.pth', 'photos/', out='predictions')  # what the
-command does
+>>> predictor = Predictor('my_cars.py', 'work_dirs/my_cars')
+>>> detections = predictor('photos/a.jpg')
 
->>> predictor = Predictor('my_cars.py', 'work_dirs/my_cars/iter_2000.pth')  # or image by image, with arrays instead of
-files >>> detections = predictor('photos/a.jpg')
+For many files, with results on disk: :func:`addp_backbone.predict.run.predict_images`.
 """
 
 from __future__ import annotations
 
-import glob
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +19,23 @@ from mmengine import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseTTAModel, revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from addp_backbone.checkpoint.locate import find_checkpoint
 from addp_backbone.checkpoint.matching import unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
 from addp_backbone.datasets.palette import class_palette
-from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
-from addp_backbone.files.images import IMAGE_ENDINGS, encode_png, inspect_image, is_image_name, read_image
+from addp_backbone.files.image_limits import check_image_size
+from addp_backbone.files.images import DECODING_ERRORS, as_shown, inspect_image, read_pixels, reading_error
 from addp_backbone.predict.predictions import ClassInfo, Prediction, prediction_from_sample
 from addp_backbone.runtime.launch import load_config
 from addp_backbone.runtime.runner import check_weights
+from addp_backbone.runtime.unlabelled import without_annotations
 
 DEFAULT_SCORE_THR = 0.3
-Progress = Callable[[Iterable[Path], int], Iterable[Path]]
+ImageSource = str | Path | Image.Image | NDArray[np.uint8]
 
 
 class UnreadableImageError(ValueError):
@@ -50,10 +50,17 @@ class Predictor:
         checkpoint: Its checkpoint, or the work dir of the run; nothing in it is executed, and it has to fit.
         score_thr: Detections below are left out.
         device: Where to compute; None takes the first GPU if there is one.
+        options: Replaces values of the config, as ``--cfg-options`` does.
+
+    Attributes:
+        config: The config as it is used.
+        checkpoint: The checkpoint file.
+        classes: The classes.
+        max_per_img: Most objects that the detector reports in an image; None without such a limit.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or does not fit the config.
-        LaunchError: If the config does not exist.
+        LaunchError: If the config does not exist, or options do not fit it.
     """
 
     def __init__(
@@ -62,9 +69,11 @@ class Predictor:
         checkpoint: str | Path,
         score_thr: float = DEFAULT_SCORE_THR,
         device: str | None = None,
+        options: dict[str, Any] | None = None,
     ):
-        cfg = load_config(str(config))
-        content = read_checkpoint(find_checkpoint(checkpoint))
+        cfg = load_config(str(config), options)
+        self.config, self.checkpoint = cfg, find_checkpoint(checkpoint)
+        content = read_checkpoint(self.checkpoint)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         if cfg.model.get('num_classes', 0) is None:  # left open, as the data tells: a checkpoint has noted it
             cfg.model.num_classes = (
@@ -76,134 +85,90 @@ class Predictor:
         check_weights(str(checkpoint), weights, network.state_dict())
         network.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in weights.items()})
         self.model = model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
-        steps = _without_annotations(cfg.test_dataloader.dataset.pipeline)
-        self.pipeline = Compose(steps)
-        self.reads_files = any(
-            'LoadImage' in str(step['type']) for step in steps
-        )  # otherwise the data set does (classification)
+        steps = without_annotations(cfg.test_dataloader.dataset.pipeline)
+        self._wants_bgr = any(map(_reads_image, steps))  # otherwise the data set reads, as Pillow does (classification)
+        self.pipeline = Compose([step for step in steps if not _reads_image(step)])
         self.classes = find_classes(content.get('meta', {}), cfg, count_classes(network))
         self.score_thr = score_thr
+        test_cfg = _detector_test_cfg(network)
+        self.max_per_img: int | None = test_cfg.get('max_per_img')
+        if hasattr(network, 'roi_head') and test_cfg:
+            test_cfg['encode_masks'] = True  # a mask at a time in pixels, where the mask head can
 
-    def __call__(self, image: str | Path) -> Prediction:
-        """Predicts for one image file.
+    def __call__(self, image: ImageSource) -> Prediction:
+        """Predicts for one image.
+
+        Args:
+            image: A file; an image as Pillow opens it; or (H, W, 3) uint8 RGB. A file gives the same result as what
+                Pillow opens from it, and as its pixels in a viewer's frame.
 
         Raises:
-            UnreadableImageError: If it is missing, truncated or no image.
+            UnreadableImageError: If a file is missing, truncated or no image, or an image is beyond the limits of
+                :mod:`addp_backbone.files.image_limits`.
+            TypeError: If an array is not (H, W, 3) uint8.
         """
-        info = inspect_image(Path(image))
-        if info.error:
-            raise UnreadableImageError(f'{image}: {info.error}')
-        results = dict(img_path=str(image), img_id=0)
-        if not self.reads_files:
-            results.update(img=read_image(image), sample_idx=0)
+        path = str(image) if isinstance(image, (str, Path)) else ''
+        return self.predict_pixels(read_source(image), path)
+
+    def predict_pixels(self, pixels: NDArray[np.uint8], path: str = '') -> Prediction:
+        """Predicts for pixels that are in memory.
+
+        Args:
+            pixels: (H, W, 3) uint8 **BGR**, as :func:`read_source` returns them.
+            path: The file they are of, for the pipeline's metadata.
+        """
+        shape = pixels.shape[:2]
+        results: dict[str, Any] = dict(img_path=path, img_id=0, sample_idx=0)
+        if self._wants_bgr:
+            results.update(img=pixels, img_shape=shape, ori_shape=shape)
+        else:
+            results.update(img=Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])))
         data = pseudo_collate([self.pipeline(results)])
         with torch.inference_mode():
             sample = self.model.test_step(data)[0]
+        if 'ori_shape' not in sample:
+            sample.set_metainfo(dict(ori_shape=shape))
         return prediction_from_sample(sample, self.classes, self.score_thr)
 
 
-def predict_images(
-    config: str | Path,
-    checkpoint: str | Path,
-    images: str | Path | Sequence[str | Path],
-    out: str | Path | None = None,
-    score_thr: float = DEFAULT_SCORE_THR,
-    device: str | None = None,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """Predicts for image files.
-
-    Args:
-        config: Config file.
-        checkpoint: Checkpoint of a training run with it.
-        images: Files, folders (searched with their sub-folders) or glob patterns.
-        out: Folder for ``overlays/*.png``, ``label_maps/*.png`` (segmentation) and ``predictions.json``; None writes
-            nothing.
-        score_thr: Detections below are left out.
-        device: Where to compute; None takes the first GPU if there is one.
-        progress: Wraps the iterable of paths (second argument: its length).
+def read_source(image: ImageSource) -> NDArray[np.uint8]:
+    """Reads an image in any of the forms that :class:`Predictor` takes.
 
     Returns:
-        A record for each image in the order found: ``file_name`` and either what ``to_json`` of its prediction gives
-        (:mod:`addp_backbone.predict.predictions`), or ``error`` if it cannot be read.
+        (H, W, 3) uint8 BGR, in the frame that a viewer shows.
 
     Raises:
-        ValueError: If nothing is found, or config or checkpoint cannot be used.
+        UnreadableImageError: If it cannot be read, or is beyond the limits on sizes.
+        TypeError: If an array is not (H, W, 3) uint8.
     """
-    names = find_images([images] if isinstance(images, (str, Path)) else images)
-    predictor = Predictor(config, checkpoint, score_thr, device)
-    paths = progress(names, len(names)) if progress else names
-    for folder in ('', 'overlays', 'label_maps') if out is not None else ():
-        remove_abandoned_parts(Path(out or '') / folder)
-    records = [_predict_one(predictor, path, names[path], None if out is None else Path(out)) for path in paths]
-    if out is not None:
-        summary = {
-            'config': str(config),
-            'checkpoint': str(checkpoint),
-            'classes': list(predictor.classes.names),
-            'score_thr': score_thr,
-            'images': records,
-        }
-        replace_file(Path(out) / 'predictions.json', json.dumps(summary))
-    return records
-
-
-def _predict_one(predictor: Predictor, path: Path, name: str, out: Path | None) -> dict[str, Any]:
-    """Predicts for an image and writes its overlay and maps; returns its record."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise TypeError(f'got an array {image.shape} of {image.dtype}, wanted (H, W, 3) of uint8: RGB, 0 to 255')
+        return np.ascontiguousarray(image[..., ::-1])
     try:
-        prediction = predictor(path)
-    except UnreadableImageError as error:
-        return {'file_name': str(path), 'error': str(error)}
-    if out is not None:
-        overlay = prediction.draw(np.asarray(read_image(path)))
-        for folder, png in {'overlays': encode_png(overlay), **prediction.extra_files()}.items():
-            replace_file(out / folder / f'{name}.png', png)
-    return {'file_name': str(path), 'name': name, **prediction.to_json()}
+        if isinstance(image, Image.Image):
+            check_image_size(*image.size)
+            return np.ascontiguousarray(np.asarray(as_shown(image))[..., ::-1])
+        info = inspect_image(Path(image))  # decodes as Pillow does, which notices what is truncated
+        if info.error:
+            raise UnreadableImageError(f'{image}: {info.error}')
+        return read_pixels(image)
+    except UnreadableImageError:
+        raise
+    except DECODING_ERRORS as error:
+        name = 'the image' if isinstance(image, Image.Image) else f'{image}:'
+        raise UnreadableImageError(f'{name} {reading_error(error)}') from error
 
 
-def find_images(sources: Sequence[str | Path]) -> dict[Path, str]:
-    """Finds image files.
-
-    Args:
-        sources: Files, folders or glob patterns.
-
-    Returns:
-        Path -> name without ending, unique, with sub-folders of a folder given; in the order of the sources, each
-        sorted.
-
-    Raises:
-        ValueError: If a source has no image.
-    """
-    found: dict[Path, str] = {}
-    for source in map(str, sources):
-        root = Path(source)
-        if root.is_dir():
-            paths = sorted(path for path in root.rglob('*') if is_image_name(path.name) and path.is_file())
-        elif root.is_file():
-            paths = [root]
-        else:
-            paths = [path for path in map(Path, sorted(glob.glob(source, recursive=True))) if path.is_file()]  # noqa: PTH207  the pattern may be absolute
-        if not paths:
-            raise ValueError(
-                f'{source}: no such image'
-                + (
-                    f' ({", ".join(IMAGE_ENDINGS)}) in this folder'
-                    if root.is_dir()
-                    else ', folder with images or glob pattern that matches one'
-                )
-            )
-        for path in paths:
-            if path not in found:
-                name = path.relative_to(root) if root.is_dir() else Path(path.name)
-                found[path] = _unique(name.with_suffix('').as_posix(), set(found.values()))
-    return found
+def _reads_image(step: Any) -> bool:
+    """Whether a step of a pipeline reads the image file, which :func:`read_source` does in its place."""
+    return 'LoadImage' in str(step['type'])
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate, number = f'{name}_{number}', number + 1
-    return candidate
+def _detector_test_cfg(network: nn.Module) -> Any:
+    """Where a detector's limits stand: ``test_cfg.rcnn`` of two stages, ``test_cfg`` of one; else an empty dict."""
+    stages: Any = getattr(getattr(network, 'roi_head', network), 'test_cfg', None)
+    return stages if isinstance(stages, dict) else {}
 
 
 def count_classes(model: nn.Module) -> int | None:
@@ -245,16 +210,3 @@ def find_classes(meta: Mapping[str, Any], cfg: Config, num_classes: int | None) 
             )
     count = num_classes or 0
     return ClassInfo(tuple(f'class {i}' for i in range(count)), tuple(class_palette(count)))
-
-
-def _without_annotations(steps: Any) -> list[Any]:
-    """A test pipeline without the steps that need annotations, at any depth (test-time augmentation nests)."""
-    kept: list[Any] = []
-    for step in steps:
-        if isinstance(step, (list, tuple)):
-            kept += [nested] if (nested := _without_annotations(step)) else []
-        elif 'transforms' in step:
-            kept.append({**step, 'transforms': _without_annotations(step['transforms'])})
-        elif 'Annotations' not in str(step['type']):
-            kept.append(dict(step))
-    return kept

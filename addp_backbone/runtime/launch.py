@@ -34,6 +34,7 @@ HARMLESS_WARNINGS = (
     '`broadcast_buffers` is deprecated',  # how mmengine builds DistributedDataParallel
 )
 SAFE_HOOKS = ('SeedEachIteration', 'StopOnBadLoss', 'SaveWhenPreempted', 'WatchProcesses', 'CheckSharedMemory')
+SHOWN_SCORE_THR = 0.3  # of detections in --show-dir
 VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
 
 
@@ -231,6 +232,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Makes testing write an overlay of every image into ``folder`` (``--show-dir``); changes ``cfg``.
 
+    Sub-folders of the data set are kept.
+
     Raises:
         LaunchError: If the config's task has no overlays.
     """
@@ -240,15 +243,25 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         raise LaunchError(
             f'--show-dir draws detections and segmentations, not the results of this config (visualization hook {name})'
         )
-    path = str(Path(folder).absolute())
+    options: dict[str, Any] = dict(folder=str(Path(folder).absolute()))
     if name == 'DetVisualizationHook':
-        cfg.default_hooks['visualization'] = dict(type=name, draw=True, test_out_dir=path)
+        options.update(options=dict(pred_score_thr=SHOWN_SCORE_THR))
     else:
-        cfg.default_hooks['visualization'] = dict(type=name, draw=True, interval=1)
-        cfg.visualizer = dict(
-            cfg.get('visualizer') or dict(type='SegLocalVisualizer'),
-            vis_backends=[dict(type='LocalVisBackend', save_dir=path, img_save_dir='.')],
-        )
+        options.update(name='test_{name}_{index}.png')
+    cfg.default_hooks['visualization'] = dict(type='DrawTestImages', **options)
+
+
+def encode_masks(cfg: Config) -> None:
+    """Lets a detector with our mask head hand masks over as run-length codes, where our metric takes them.
+
+    Args:
+        cfg: The config; changed in place. mmdet's own metrics and visualizers are left with bitmaps.
+    """
+    evaluators = cfg.get('test_evaluator') or []
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    stages = cfg.model.get('test_cfg') or {}
+    if 'rcnn' in stages and all(evaluator.get('type') == 'QuickCocoMetric' for evaluator in evaluators):
+        stages['rcnn']['encode_masks'] = True
 
 
 def import_quietly(module: str) -> None:

@@ -23,7 +23,7 @@ from addp_backbone.files.images import (
     is_image_name,
     write_png,
 )
-from addp_backbone.files.run_length import encode_mask
+from addp_backbone.files.run_length import encode_mask, encode_region
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -58,3 +58,15 @@ def test_a_run_length_code_decodes_to_its_mask(dtype: type) -> None:
     code = encode_mask(mask)
     assert code['size'] == [9, 4] and isinstance(code['counts'], str)
     assert np.array_equal(coco_masks.decode(code), mask)
+
+
+def test_a_region_has_the_code_of_the_whole_mask_also_where_it_touches_all_edges() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = rng.integers(1, 9, 2)
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        h, w = rng.integers(0, height - top + 1), rng.integers(0, width - left + 1)
+        mask = np.zeros((height, width), bool)
+        mask[top : top + h, left : left + w] = rng.random((h, w)) < rng.choice([0.0, 0.5, 1.0])
+        region = mask[top : top + h, left : left + w]
+        assert encode_region(region, int(left), int(top), (int(height), int(width))) == encode_mask(mask)

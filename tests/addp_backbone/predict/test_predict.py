@@ -21,7 +21,9 @@ from pycocotools import mask as coco_masks
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.predict.overlays import draw_class_map, draw_instances
 from addp_backbone.predict.predictions import ClassInfo, prediction_from_sample
-from addp_backbone.predict.predictor import Predictor, find_classes, find_images, predict_images
+from addp_backbone.predict.predictor import Predictor, find_classes
+from addp_backbone.predict.run import predict_images
+from addp_backbone.predict.sources import find_images
 
 ROOT = Path(__file__).parents[3]
 MAIN = runpy.run_path(str(ROOT / 'tools' / 'predict.py'))['main']
@@ -107,6 +109,9 @@ def test_detection_equals_mmdet(detector: tuple[Path, Path], tiny_coco: Path) ->
     order = expected.scores.argsort(descending=True, stable=True)
     np.testing.assert_allclose(found.boxes, expected.bboxes[order].numpy(), rtol=1e-5)
     assert found.labels.tolist() == expected.labels[order].tolist()
+    codes = found.masks
+    model.roi_head.test_cfg['encode_masks'] = False
+    assert codes == predictor(image).masks and len({code['counts'] for code in codes}) > 1
 
 
 def test_segmentation_in_two_lines_writes_label_maps_whose_shares_are_those_of_the_json(

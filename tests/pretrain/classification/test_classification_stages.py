@@ -15,7 +15,8 @@ from stopping import stopped_after
 from tiny_classes import CLASSES, NUM_VAL, ROOT, small_leaf, write_classes
 
 from addp_backbone.checkpoint.convert import read_checkpoint
-from addp_backbone.predict.predictor import Predictor, predict_images
+from addp_backbone.predict.predictor import Predictor
+from addp_backbone.predict.run import predict_images
 from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.seeding import SampleIndex, SeededInfiniteSampler
 from pretrain.classification.few_shot import summarise
