@@ -6,7 +6,8 @@
     python tools/edit.py CONFIG CKPT IMAGE --outpaint 32 --out edited                   32 px around the shrunk image
     python tools/edit.py CONFIG CKPT IMAGE --ratio 0.6 --out edited                     variations: 60 % of the tokens
 
-CONFIG and CKPT as for tools/generate.py. The tokens that are not masked never change.
+CONFIG and CKPT as for tools/generate.py. The tokens that are not masked never change. Results are written eight at a
+time; a run that was cut goes on when started again, and computes anew what other arguments made.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from addp_backbone.files.image_limits import open_image
-from addp_backbone.files.images import read_image, write_png
-from pretrain.data.figures import grey_out, to_pil
-from pretrain.generation.editing import edit, edit_figure, fit, mask_of_boxes, shrink, tokens_of_mask
+from addp_backbone.files.image_limits import ImageSizeError, open_image
+from addp_backbone.files.images import DECODING_ERRORS, read_image, reading_error
+from pretrain.generation.edit_run import EditTask, write_edits
+from pretrain.generation.editing import fit, mask_of_boxes, shrink, tokens_of_mask
 from pretrain.generation.options import add_model_arguments, read_model, read_sampling
+from pretrain.generation.run import fingerprint
 from pretrain.networks.addp import ADDP
 from pretrain.weights.generator import precision
+
+# OSError and ValueError say what is wrong by themselves.
+DAMAGED: tuple[type[Exception], ...] = (ImageSizeError, *({*DECODING_ERRORS} - {OSError, ValueError}))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def read_task(args: argparse.Namespace, model: ADDP) -> tuple[Image.Image, Tensor | float]:
     """The image at the model's size, and its mask or the ratio."""
-    image = read_image(args.image)
+    image = read_file(args.image)
     if args.outpaint is not None:
         return shrink(image, args.outpaint, model)
     fitted = fit(image, model.img_size)
@@ -71,24 +76,41 @@ def read_task(args: argparse.Namespace, model: ADDP) -> tuple[Image.Image, Tenso
         return fitted, args.ratio
     if args.mask is None:
         return fitted, tokens_of_mask(mask_of_boxes(args.box, image.size), image.size, model, args.invert)
-    with open_image(args.mask) as mask:
-        return fitted, tokens_of_mask(mask, image.size, model, args.invert)
+    try:
+        with open_image(args.mask) as mask:
+            return fitted, tokens_of_mask(mask, image.size, model, args.invert)
+    except DAMAGED as error:
+        raise ValueError(f'{args.mask} {reading_error(error)}') from error
+
+
+def read_file(path: Path) -> Image.Image:
+    """Reads the image.
+
+    Raises:
+        OSError: If it is missing or no image.
+        ValueError: If it is damaged, or beyond the limits on sizes.
+    """
+    try:
+        return read_image(path)
+    except DAMAGED as error:
+        raise ValueError(f'{path} {reading_error(error)}') from error
 
 
 def run(args: argparse.Namespace) -> None:
     """Edits, and writes the results."""
     model = read_model(args)
     image, mask = read_task(args, model)
+    task = EditTask(
+        image, mask, args.num_results, args.seed, read_sampling(args), args.paste, args.precision, fingerprint(model)
+    )
     model.to('cuda' if torch.cuda.is_available() else 'cpu')
     with precision(model, args.precision):
-        done = edit(model, image, mask, args.num_results, args.seed, read_sampling(args), args.paste)
-    write_png(image, args.out / 'before.png')
-    for index, (result, masked) in enumerate(
-        zip(to_pil(done.results), to_pil(grey_out(done.before, done.mask)), strict=True)
-    ):
-        write_png(result, args.out / f'result_{index:02d}.png')
-        write_png(masked, args.out / f'mask_{index:02d}.png')
-    write_png(edit_figure(done), args.out / 'edit.png')
+        outcome = write_edits(model, task, args.out)
+    done = outcome.done
+    if outcome.num_kept:
+        print(f'{outcome.num_kept} results of the same arguments were there already')
+    if outcome.num_replaced:
+        print(f'note: {outcome.num_replaced} results of other arguments were replaced', file=sys.stderr)
     if not done.mask.any():
         print(
             f'note: at the {model.img_size} px of the model the mask covers no pixel, so the results are '

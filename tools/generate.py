@@ -29,6 +29,7 @@ from pretrain.generation.run import (
     claim_folder,
     fingerprint,
     finish,
+    open_blocks,
     steps_figure,
     write_images,
 )
@@ -85,11 +86,25 @@ def run(args: argparse.Namespace) -> None:
     if process.rank:
         MMLogger.get_current_instance().setLevel('ERROR')
     model = read_model(args)
-    claim_folder(
+    device = choose_device(process)
+    other = claim_folder(
         args.out,
         dict(asdict(sampling), seed=args.seed, precision=args.precision, weights_sha256=fingerprint(model)),
+        dict(
+            batch_size=args.batch_size,
+            threads=args.threads,
+            device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+            torch=torch.__version__,
+        ),
     )
-    model.to(choose_device(process))
+    missing = open_blocks(args.out, args.num_images, args.batch_size, process)
+    if other and missing and process.rank == 0:
+        print(
+            f'note: images that are there were computed otherwise ({other}): those made now may differ in rounding '
+            'from those of an unbroken run',
+            file=sys.stderr,
+        )
+    model.to(device)
     with precision(model, args.precision):
         write_images(
             model,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from addp_backbone.files.atomic import replace_file
-from addp_backbone.files.image_limits import ImageSizeError, open_image
+from addp_backbone.files.image_limits import MAX_PIXELS_VARIABLE, ImageSizeError, open_image
 
 # torchvision's list (torchvision.datasets.folder.IMG_EXTENSIONS): Pillow and OpenCV both read all of them.
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
@@ -79,6 +79,8 @@ def reading_error(error: Exception) -> str:
     """What is wrong with an image file that raised one of :data:`DECODING_ERRORS`, to be put behind its path."""
     if isinstance(error, ImageSizeError):
         return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f'has more pixels than the limit, which {MAX_PIXELS_VARIABLE} sets: {error}'
     if isinstance(error, FileNotFoundError):
         return 'does not exist'
     if isinstance(error, UnidentifiedImageError):

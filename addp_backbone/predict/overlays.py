@@ -82,7 +82,7 @@ def draw_class_map(
     factor = _enlargement(image)
     colors = np.array([*palette, (0, 0, 0)], np.float32)
     blended = np.empty_like(image)
-    counts = np.zeros(len(class_names) + 1, np.int64)
+    counts: NDArray[np.int64] = np.zeros(len(class_names) + 1, np.int64)
     step = max(1, _PIXELS_AT_ONCE // image.shape[1])
     for top in range(0, image.shape[0], step):
         rows = slice(top, top + step)

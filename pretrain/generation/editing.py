@@ -158,27 +158,29 @@ def edit(
     seed: int,
     sampling: Sampling,
     paste: bool = False,
+    first: int = 0,
 ) -> Edit:
     """Samples masked tokens of an image anew and keeps the others.
 
     Args:
         model: ADDP; runs under the surrounding autocast, on its device.
         image: RGB image of the model's size.
-        mask: (L,) bool for all results; or a ratio in [0, 1], whose tokens are drawn for each result separately.
+        mask: (L,) bool for all results, or (N, L); or a ratio in [0, 1], whose tokens are drawn for each result
+            separately.
         num_results: Number N of results; result i depends on ``seed`` and i.
         seed: Seed of all random draws.
         sampling: How tokens are sampled.
         paste: Whether the original pixels replace the tokenizer's reconstruction where no token was sampled anew.
+        first: The number i of the first result.
 
     Returns:
         The image, masks and results, on the CPU.
     """
-    generators = [image_generator(seed, index) for index in range(num_results)]
-    if isinstance(mask, Tensor):
-        masks = mask.cpu().expand(num_results, -1)
-    else:
-        noise = torch.stack([torch.rand(model.num_tokens, generator=generator) for generator in generators])
-        (masks,) = masks_from_noise(noise, num_masked(mask, model.num_tokens))
+    masks = draw_masks(model, mask, num_results, seed, first)
+    generators = [image_generator(seed, first + index) for index in range(num_results)]
+    if not isinstance(mask, Tensor):
+        for generator in generators:  # goes on behind the mask's draw
+            torch.rand(model.num_tokens, generator=generator)
     before = to_tensor([image])
     results = generate(
         model,
@@ -196,6 +198,16 @@ def edit(
         patches = masks.view(num_results, 1, *model.grid).float()
         results = torch.where(F.interpolate(patches, scale_factor=float(model.patch_size)) > 0, results, before)
     return Edit(before, masks, results)
+
+
+def draw_masks(model: ADDP, mask: Tensor | float, num_results: int, seed: int, first: int = 0) -> Tensor:
+    """The masks of :func:`edit`, whose arguments these are: (N, L) bool."""
+    if isinstance(mask, Tensor):
+        return mask.cpu().expand(num_results, -1)
+    generators = [image_generator(seed, first + index) for index in range(num_results)]
+    noise = torch.stack([torch.rand(model.num_tokens, generator=generator) for generator in generators])
+    (masks,) = masks_from_noise(noise, num_masked(mask, model.num_tokens))
+    return masks
 
 
 def edit_figure(done: Edit) -> Image.Image:

@@ -86,34 +86,45 @@ def fingerprint(model: ADDP) -> str:
     return digest.hexdigest()
 
 
-def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(out: Path, settings: Mapping[str, Any], computed: Mapping[str, Any] | None = None) -> str | None:
     """Writes the settings of a run into its folder, or compares them with those of the run that began it.
 
     Args:
         out: The folder; created if missing.
         settings: Everything that the images depend on, except their number; JSON types.
+        computed: What their last bits depend on besides: batch size, threads, device, version of torch; JSON types.
+
+    Returns:
+        What differs in ``computed``, in which case images that are still missing will not be bit for bit those that the
+        run would have made without the interruption; None if nothing does.
 
     Raises:
         ValueError: If the folder's images were made with other settings.
     """
     path = out / SETTINGS_FILE
-    settings = json.loads(json.dumps(settings))
+    wanted = json.loads(json.dumps(settings))
     if path.exists():
         before = json.loads(path.read_text(encoding='utf-8'))
-        changed = [
-            f'{name}: {before.get(name)!r}, now {settings.get(name)!r}'
-            for name in sorted({*before, *settings})
-            if before.get(name) != settings.get(name)
-        ]
+        computed_before = before.pop('computed', {})
+        changed = _differences(before, wanted)
         if changed:
             raise ValueError(
                 f'{out} holds images of a run with other settings ({"; ".join(changed)}): give another folder, '
                 'or the same settings to go on with that run'
             )
-    elif any(image_path(out, index).exists() for index in range(2)):
+        return '; '.join(_differences(computed_before, dict(computed or {}))) or None
+    if any(image_path(out, index).exists() for index in range(2)):
         raise ValueError(f'{out} holds images but no {SETTINGS_FILE} that says how they were made: give another folder')
-    else:
-        replace_file(path, json.dumps(settings, indent=2) + '\n')
+    replace_file(path, json.dumps(dict(wanted, computed=dict(computed or {})), indent=2) + '\n')
+    return None
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f'{name}: {before.get(name)!r}, now {now.get(name)!r}'
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
 
 
 def open_blocks(out: Path, num_images: int, batch_size: int, process: Process) -> list[range]:

@@ -67,6 +67,11 @@ def test_102_megapixels_and_a_strip_of_one_to_250_are_allowed() -> None:
     check_image_size(8, 2000)
 
 
+def test_what_pillow_refuses_by_itself_names_the_variable_too(tmp_path: Path) -> None:
+    error = inspect_image(write_bomb(tmp_path / 'bomb.png', 60000, 60000)).error or ''
+    assert 'more pixels than the limit, which ADDP_MAX_IMAGE_PIXELS sets' in error
+
+
 @pytest.mark.parametrize('value', ['many', '0', '-1', 'nan'])
 def test_a_limit_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MAX_PIXELS_VARIABLE, value)

@@ -222,3 +222,31 @@ def test_a_mask_is_read_in_the_ways_in_which_editors_write_it(kind):
         'hole': lambda: Image.fromarray(np.dstack([black, black, black, 255 - value])),  # OpenAI's convention
     }[kind]()
     assert np.array_equal(np.asarray(mask_as_grey(mask)) >= 128, painted)
+
+
+def test_a_cut_run_of_the_tool_goes_on_to_the_same_bits_and_replaces_what_other_arguments_made(
+    files, image, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr('pretrain.generation.edit_run.BATCH_SIZE', 2)
+    image.save(tmp_path / 'image.png')
+    command = [files.config, files.checkpoint, str(tmp_path / 'image.png'), '--ratio', '0.5', '--steps', '2']
+    command += ['--out', str(tmp_path / 'out'), '--num-results', '3']
+    assert MAIN(command) == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    when = (tmp_path / 'out' / 'result_00.png').stat().st_mtime_ns
+    (tmp_path / 'out' / 'mask_02.png').unlink()
+    (tmp_path / 'out' / 'edit.png').unlink()
+    assert MAIN(command) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == whole
+    assert (tmp_path / 'out' / 'result_00.png').stat().st_mtime_ns == when
+    assert '2 results of the same arguments were there already' in capsys.readouterr().out
+    assert MAIN([*command, '--seed', '1']) == 0
+    assert 'note: 3 results of other arguments were replaced' in capsys.readouterr().err
+    assert (tmp_path / 'out' / 'result_00.png').read_bytes() != whole['result_00.png']
+
+
+def test_results_of_a_later_batch_are_those_of_their_numbers(files, image):
+    every = edit(files.model, image, 0.5, 3, 0, FEW_STEPS)
+    later = edit(files.model, image, 0.5, 2, 0, FEW_STEPS, first=1)
+    assert torch.equal(later.mask, every.mask[1:])
+    torch.testing.assert_close(later.results, every.results[1:])

@@ -328,3 +328,14 @@ def test_grey_covers_exactly_the_masked_patches():
     grey = grey_out(torch.ones(1, 3, 32, 32), mask)[0, 0] == 0.5
     assert grey[8:16, 8:16].all()
     assert int(grey.sum()) == 64
+
+
+def test_going_on_with_another_batch_size_says_that_rounding_may_differ(files, unbroken, tmp_path, capsys):
+    for path in unbroken.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    command = [files.config, files.checkpoint, '--out', str(tmp_path), *OPTIONS, '--batch-size', '3']
+    assert MAIN(command) == 0
+    assert 'computed otherwise' not in capsys.readouterr().err, 'nothing is missing'
+    (tmp_path / '00001.png').unlink()
+    assert MAIN(command) == 0
+    assert 'computed otherwise (batch_size: 2, now 3)' in capsys.readouterr().err
