@@ -22,7 +22,7 @@ from mmengine.config import DictAction
 from tqdm import tqdm
 
 from addp_backbone.predict.predictor import DEFAULT_SCORE_THR, Predictor
-from addp_backbone.predict.run import iterate_predictions
+from addp_backbone.predict.run import DEFAULT_FORMATS, FORMATS, iterate_predictions
 from addp_backbone.predict.sources import find_images
 
 
@@ -39,6 +39,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=DEFAULT_SCORE_THR,
         metavar='P',
         help='leave out detections below (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--format',
+        nargs='+',
+        choices=FORMATS,
+        default=list(DEFAULT_FORMATS),
+        help="png: overlays and label maps; coco: coco_results.json with the data set's ids; csv: predictions.csv; "
+        'predictions.json is always written (default: json png)',
     )
     parser.add_argument('--resume', action='store_true', help='go on with an interrupted run: keep what it wrote')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: the first GPU, or the CPU)')
@@ -61,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     num_found = len(find_images(args.images, args.out))  # before the model is built
     predictor = Predictor(args.config, args.checkpoint, args.score_thr, args.device, args.cfg_options)
     num_done = num_failed = num_capped = 0
-    for record in iterate_predictions(predictor, args.images, args.out, args.resume, show_progress):
+    for record in iterate_predictions(predictor, args.images, args.out, args.resume, show_progress, args.format):
         num_done += 1
         num_capped += 'max_per_img' in record
         if 'error' in record:

@@ -137,6 +137,21 @@ class Detections:
             objects.append(record)
         return {'width': self.width, 'height': self.height, 'objects': objects}
 
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
+        """COCO results, unrounded, as pycocotools' ``loadRes`` takes them.
+
+        Args:
+            image_id: The image's id in the annotation file.
+            category_ids: The category id of each class, in the order of the model's classes.
+        """
+        corners = self.boxes.astype(np.float64)
+        boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1).tolist()
+        return [
+            {'image_id': image_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
+            | ({} if self.masks is None else {'segmentation': self.masks[i]})
+            for i, (box, score, label) in enumerate(zip(boxes, self.scores.tolist(), self.labels.tolist(), strict=True))
+        ]
+
     def draw(self, image: RGBImage) -> RGBImage:
         """Boxes, masks, labels and scores."""
         masks = _Decoded(self.masks) if self.masks is not None else None

@@ -1,20 +1,28 @@
 """The folder of a prediction: a line for each image as it is done, from which a killed run goes on, and one JSON.
 
 ``predictions.jsonl`` begins with the settings; each further line is an image's record and the state of its file. A line
-that was cut is passed over. ``predictions.json`` is written from it when the run ends, whole or not at all.
+that was cut is passed over. ``predictions.json`` is written from it when the run ends, whole or not at all, and so are
+``coco_results.json`` and ``predictions.csv`` where they are wanted.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
+from addp_backbone.predict.coco_ids import table_rows
 from addp_backbone.predict.sources import LINES_FILE, RECORDS_FILE, RESULT_FOLDERS
 
 Record = dict[str, Any]
+COCO_FILE, TABLE_FILE = 'coco_results.json', 'predictions.csv'
+COCO_KEY = 'coco'  # of a line: the image's results at full precision
+COLUMNS = ('file_name', 'category', 'label', 'score', 'x', 'y', 'width', 'height', 'fraction', 'error')
 
 
 class ResultFolder:
@@ -42,7 +50,8 @@ class ResultFolder:
         if resume and self.lines.is_file():
             kept += [line for line, _ in self._read_lines()]
         replace_file(self.lines, '\n'.join(kept) + '\n')
-        self.summary.unlink(missing_ok=True)
+        for name in (RECORDS_FILE, COCO_FILE, TABLE_FILE):
+            (folder / name).unlink(missing_ok=True)
 
     def done(self) -> dict[Path, str]:
         """Path -> name of the images that have a result, and whose files are still as they were then."""
@@ -65,27 +74,40 @@ class ResultFolder:
         with self.lines.open('a', encoding='utf-8') as file:  # opened anew: an image takes far longer than that
             file.write(json.dumps(line) + '\n')
 
-    def finish(self, order: Mapping[Path, str]) -> None:
-        """Writes ``predictions.json``; images that are not in ``order`` stand behind the others."""
-        latest: dict[Path, int] = {}  # the line of an image's last result
-        for number, (_, record) in enumerate(self._read_lines()):
-            latest.setdefault(Path(record['file_name']), number)
-            latest[Path(record['file_name'])] = number
-        wanted = [path for path in order if path in latest] + [path for path in latest if path not in order]
-        replace_file(self.summary, self._pieces([latest[path] for path in wanted]))
+    def image_ids(self) -> dict[Path, Any]:
+        """Path -> id of the images that got one for COCO results."""
+        return {Path(r['file_name']): r['image_id'] for _, r in self._read_lines() if 'image_id' in r}
 
-    def _pieces(self, numbers: list[int]) -> Iterator[bytes]:
-        """The content of ``predictions.json``, record after record."""
+    def finish(self, order: Mapping[Path, str], formats: Sequence[str] = ('json',)) -> None:
+        """Writes what is made of all records; images that are not in ``order`` stand behind the others.
+
+        Args:
+            order: The images in the order that is wanted.
+            formats: 'coco' adds ``coco_results.json``, 'csv' ``predictions.csv``; ``predictions.json`` is always made.
+        """
+        latest = {Path(record['file_name']): number for number, (_, record) in enumerate(self._read_lines())}
+        wanted = [path for path in order if path in latest] + [path for path in latest if path not in order]
+        numbers = [latest[path] for path in wanted]
+        if 'coco' in formats:
+            results = (one for record in self._records(numbers) for one in record.get(COCO_KEY, ()))
+            replace_file(self.folder / COCO_FILE, json_pieces(results, '[', ']'))
+        if 'csv' in formats:
+            rows = (row for record in self._records(numbers) for row in table_rows(record))
+            replace_file(self.folder / TABLE_FILE, csv_pieces(rows))
         shown = {name: value for name, value in self.settings.items() if name not in self.unshown}
-        yield (json.dumps(shown)[:-1] + ', "images": [').encode()
+        records = (
+            {name: value for name, value in record.items() if name not in ('file', COCO_KEY)}
+            for record in self._records(numbers)
+        )
+        replace_file(self.summary, json_pieces(records, json.dumps(shown)[:-1] + ', "images": [', ']}'))
+
+    def _records(self, numbers: list[int]) -> Iterator[Record]:
+        """The records of lines, one in memory at a time."""
         with self.lines.open('rb') as file:
             offsets = [offset for offset, _, _ in _valid_lines(file)]
-            for index, number in enumerate(numbers):
+            for number in numbers:
                 file.seek(offsets[number])
-                record = json.loads(file.readline())
-                del record['file']
-                yield ((', ' if index else '') + json.dumps(record)).encode()
-        yield b']}'
+                yield json.loads(file.readline())
 
     def _read_lines(self) -> Iterator[tuple[str, Record]]:
         """The lines of images, as they are and read.
@@ -108,6 +130,22 @@ class ResultFolder:
             file.seek(0)
             for _, line, record in _valid_lines(file):
                 yield line, record
+
+
+def json_pieces(values: Iterable[Any], begin: str, end: str) -> Iterator[bytes]:
+    """A JSON list of values, value after value, between two texts."""
+    yield begin.encode()
+    for index, value in enumerate(values):
+        yield ((', ' if index else '') + json.dumps(value)).encode()
+    yield end.encode()
+
+
+def csv_pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """A table with a header in UTF-8, row after row."""
+    for row in itertools.chain([dict(zip(COLUMNS, COLUMNS, strict=True))], rows):
+        line = io.StringIO()
+        csv.DictWriter(line, COLUMNS).writerow(row)
+        yield line.getvalue().encode()
 
 
 def file_state(path: Path) -> list[int]:

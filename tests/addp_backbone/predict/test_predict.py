@@ -16,9 +16,11 @@ from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
+from PIL import Image
 from pycocotools import mask as coco_masks
 
 from addp_backbone.datasets.palette import class_palette
+from addp_backbone.files.images import read_image
 from addp_backbone.predict.overlays import draw_class_map, draw_instances
 from addp_backbone.predict.predictions import ClassInfo, prediction_from_sample
 from addp_backbone.predict.predictor import Predictor, find_classes
@@ -112,6 +114,25 @@ def test_detection_equals_mmdet(detector: tuple[Path, Path], tiny_coco: Path) ->
     codes = found.masks
     model.roi_head.test_cfg['encode_masks'] = False
     assert codes == predictor(image).masks and len({code['counts'] for code in codes}) > 1
+
+
+def test_a_path_a_pillow_image_and_an_array_give_identical_detections(
+    detector: tuple[Path, Path], tiny_coco: Path, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / 'turned.jpg'
+    with Image.open(sorted((tiny_coco / 'val2017').iterdir())[0]) as image:
+        image.save(path, exif=exif, quality=95)
+    predictor = Predictor(*detector, score_thr=0.2, device='cpu')
+    expected = predictor(path)
+    assert (expected.width, expected.height) == (48, 64) and len(expected.scores)
+    with Image.open(path) as opened:
+        for found in (predictor(opened), predictor(np.asarray(read_image(path)))):
+            assert found.to_json() == expected.to_json()
+            assert np.array_equal(found.boxes, expected.boxes) and np.array_equal(found.scores, expected.scores)
+    with pytest.raises(TypeError, match=r'wanted \(H, W, 3\) of uint8'):
+        predictor(np.zeros((4, 4), np.uint8))
 
 
 def test_segmentation_in_two_lines_writes_label_maps_whose_shares_are_those_of_the_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from mmengine import Config
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.files.run_length import encode_mask
@@ -187,6 +189,35 @@ class _Array:
 
     def numpy(self) -> np.ndarray:
         return self.data[0]
+
+
+def test_coco_results_and_a_table_are_written_with_the_ids_of_the_data_set(photos: Path, tmp_path: Path) -> None:
+    images = [dict(id=7, file_name='sub/a.png', width=8, height=6), dict(id=9, file_name='b.png', width=8, height=6)]
+    categories = [dict(id=30, name='box'), dict(id=20, name='disc')]
+    (tmp_path / 'test.json').write_text(json.dumps(dict(images=images, categories=categories)))
+    predictor = StubPredictor(tmp_path)
+    predictor.config.default_scope = 'mmdet'
+    predictor.config.test_dataloader.dataset.update(
+        data_root=str(tmp_path), ann_file='test.json', data_prefix=dict(img='photos')
+    )
+    (photos / 'sub' / 'c.png').write_bytes(b'')
+    out = tmp_path / 'out'
+    for resume in (False, True):
+        list(iterate_predictions(predictor, [photos], out, resume, formats=('coco', 'csv')))
+        results = json.loads((out / 'coco_results.json').read_text())
+        assert [(one['image_id'], one['category_id']) for one in results] == [(10, 20), (9, 20), (7, 20)]
+        assert [image.get('image_id') for image in summary_of(out)['images']] == [10, 9, 7, None]
+    assert coco_masks.decode(results[0]['segmentation']).shape == (6, 8) and results[0]['bbox'] == [0, 0, 8, 6]
+    assert not any('coco' in image for image in summary_of(out)['images'])
+    table = list(csv.DictReader((out / 'predictions.csv').open(newline='')))
+    assert [(row['category'], row['width']) for row in table] == [('disc', '8.0')] * 3 + [('', '')]
+    assert 'is not an image' in table[3]['error'] and not (out / 'overlays').exists()
+
+
+def test_the_coco_format_is_refused_where_there_are_no_detections(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='this config is not a detector'):
+        list(iterate_predictions(StubPredictor(tmp_path), [photos], tmp_path / 'out', formats=('coco',)))
+    assert not (tmp_path / 'out').exists()
 
 
 MEMORY_SCRIPT = """

@@ -15,6 +15,8 @@ from PIL import Image
 from running import run_tool
 
 from addp_backbone.datasets.coco_file import CocoError
+from addp_backbone.predict import Predictor
+from addp_backbone.predict.run import iterate_predictions
 from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.show_dir import path_in_dataset
 
@@ -56,6 +58,21 @@ def test_detections_of_a_coco_file_without_annotations_are_written_with_its_ids(
         found = json.loads((tmp_path / f'results.{kind}.json').read_text())
         assert {record['image_id'] for record in found} == {image['id'] for image in content['images']}
         assert {record['category_id'] for record in found} <= {51, 52, 53} and key in found[0]
+    changes = dict(option.split('=') for option in options[:2])
+    changes['model.test_cfg.rcnn.score_thr'] = 0.0
+    predictor = Predictor(tiny_det_config, checkpoint, score_thr=0.0, device='cpu', options=changes)
+    list(
+        iterate_predictions(
+            predictor, [folder / i['file_name'][4:] for i in content['images']], tmp_path, formats=['coco']
+        )
+    )
+    results = json.loads((tmp_path / 'coco_results.json').read_text())
+    boxes, masks = (json.loads((tmp_path / f'results.{kind}.json').read_text()) for kind in ('bbox', 'segm'))
+    order = [(one['image_id'], -one['score'], one['bbox']) for one in boxes]
+    together = [dict(box, segmentation=mask['segmentation']) for box, mask in zip(boxes, masks, strict=True)]
+    assert sorted(results, key=lambda one: (one['image_id'], -one['score'], one['bbox'])) == [
+        one for _, one in sorted(zip(order, together, strict=True), key=lambda pair: pair[0])
+    ], 'tools/predict.py --format coco gives what tools/test.py evaluates'
     assert len(list((tmp_path / 'overlays' / 'sub').glob('*.jpg'))) == len(content['images'])
 
 
