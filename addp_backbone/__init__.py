@@ -19,6 +19,7 @@ from addp_backbone.networks.segmentation_vit import ADDPSegViT  # noqa: E402
 from addp_backbone.networks.timm_vit import TimmViT  # noqa: E402
 from addp_backbone.networks.vit import ADDPViT  # noqa: E402
 from addp_backbone.runtime import (  # noqa: E402  (registers hooks, transforms and wrappers; mmcv's ops come first)
+    bad_samples,  # noqa: F401
     class_check,  # noqa: F401
     cuda_options,  # noqa: F401
     deferred,  # noqa: F401

@@ -36,7 +36,7 @@ from addp_backbone.runtime.launch import (
 from addp_backbone.runtime.optim_wrappers import use_amp
 from addp_backbone.runtime.option_names import check_names
 from addp_backbone.runtime.option_values import check_values
-from addp_backbone.runtime.preemption import PREEMPTED, PreemptedError, catch_signals, leave_marker
+from addp_backbone.runtime.preemption import PREEMPTED, PeerEndedError, PreemptedError, catch_signals, leave_marker
 from addp_backbone.runtime.runner import StageRunner
 from addp_backbone.runtime.saving import BadLossError
 from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
@@ -131,7 +131,7 @@ def scale_to_batch(cfg: Config, world_size: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    return run_command(run, parse_args(argv), (LaunchError, CheckpointError, BadLossError, OSError))
+    return run_command(run, parse_args(argv), (LaunchError, CheckpointError, BadLossError, PeerEndedError, OSError))
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ OTHER_RUNNER_OPTIONS = (
     'tta_model',
     'tta_pipeline',
     'strategy',
+    'bad_samples',
 )
 
 

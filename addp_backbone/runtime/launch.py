@@ -33,7 +33,14 @@ HARMLESS_WARNINGS = (
     'Detected call of `scheduler.step',
     '`broadcast_buffers` is deprecated',  # how mmengine builds DistributedDataParallel
 )
-SAFE_HOOKS = ('SeedEachIteration', 'StopOnBadLoss', 'SaveWhenPreempted', 'WatchProcesses', 'CheckSharedMemory')
+SAFE_HOOKS = (
+    'SeedEachIteration',
+    'StopOnBadLoss',
+    'SaveWhenPreempted',
+    'WatchProcesses',
+    'CheckSharedMemory',
+    'LimitBadSamples',
+)
 SHOWN_SCORE_THR = 0.3  # of detections in --show-dir
 VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
 

@@ -62,6 +62,7 @@ PLAIN_DICTS: dict[str, set[str]] = {
     'env_cfg.dist_cfg': {*_arguments(init_dist), 'backend', 'timeout', 'port', 'init_method', 'master_addr'},
     'randomness': _arguments(set_random_seed),
     'auto_scale_lr': {'enable', 'base_batch_size'},
+    'bad_samples': {'max_count', 'max_share'},
     'optim_wrapper.clip_grad': {'type', *_arguments(clip_grad_norm_, clip_grad_value_)} - {'parameters'},
 }
 NMS_WRAPPER = ('type', 'class_agnostic', 'split_thr', 'iou_thr', 'max_num')  # of mmcv.ops.batched_nms

@@ -34,19 +34,33 @@ RUN_FOLDER = 'ADDP_RUN_FOLDER'  # environment variable: that folder
 _SAME_REQUEST_SECONDS = 0.5
 
 
+_SIGNAL, _ERROR = 1, 2  # what processes tell each other; 0 is nothing
+
+
 class PreemptedError(RuntimeError):
     """Training ended because a signal asked for it; the message says what was saved."""
 
     exit_code = PREEMPTED
 
 
+class PeerEndedError(RuntimeError):
+    """Another process of the run found a reason to end it; its message says which."""
+
+
 class _Request:
-    """What the signal handler leaves for the training loop."""
+    """What the signal handler and hooks leave for the training loop."""
 
     def __init__(self) -> None:
         self.active = False
         self.signal: int | None = None
         self.at = 0.0
+        self.error: Exception | None = None
+
+    @property
+    def code(self) -> int:
+        if self.error is not None:
+            return _ERROR
+        return _SIGNAL if self.signal is not None else 0
 
 
 _request = _Request()
@@ -62,13 +76,22 @@ def catch_signals() -> Iterator[None]:
         yield
         return
     former = {number: signal.signal(number, _take) for number in SIGNALS}
-    _request.active, _request.signal = True, None
+    _request.active, _request.signal, _request.error = True, None, None
     try:
         yield
     finally:
-        _request.active = False
+        _request.active, _request.signal, _request.error = False, None, None
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def request_end(error: Exception) -> None:
+    """Lets training save after the running iteration and end by ``error``, on all processes together.
+
+    Args:
+        error: Raised by :class:`SaveWhenPreempted`, its message followed by what was saved.
+    """
+    _request.error = error
 
 
 def _take(number: int, frame: FrameType | None) -> None:
@@ -90,7 +113,9 @@ def _tell(text: str) -> None:
 class SaveWhenPreempted(Hook):
     """Saves a checkpoint after the iteration in which a signal came, and ends training by :class:`PreemptedError`.
 
-    With several processes one that got the signal stops all: they agree after each iteration by the sum of one number
+    The same for an end that a hook asks for (:func:`request_end`), by that hook's error.
+
+    With several processes one that was asked stops all: they agree after each iteration by the maximum of one number
     (on the CPU, by gloo). One process compares a variable. Within a gradient accumulation of several processes, whose
     gradients a checkpoint cannot hold, the next step of the optimizer is waited for. A signal during validation waits
     for its end, as the weights may be averaged ones then.
@@ -113,21 +138,25 @@ class SaveWhenPreempted(Hook):
         """Saves and ends if a process was asked to.
 
         Raises:
-            PreemptedError: If so.
+            PreemptedError: If so, by a signal.
+            Exception: If so, by :func:`request_end` on this or another process.
         """
-        if not self._someone_was_asked():
+        code = self._asked()
+        if not code or (get_world_size() > 1 and is_accumulating(runner)):
             return
-        if get_world_size() > 1 and is_accumulating(runner):
-            return
+        if code == _ERROR:
+            error = _request.error or PeerEndedError('another process ends the run; its message says why')
+            _request.error = None
+            raise type(error)(f'{error}. {save(runner)}')
         reason = signal.Signals(_request.signal).name if _request.signal else 'a signal to another process'
         raise PreemptedError(f'{reason}: {save(runner)}')
 
-    def _someone_was_asked(self) -> bool:
+    def _asked(self) -> int:
         if get_world_size() == 1:
-            return _request.signal is not None
-        self._flag.fill_(_request.signal is not None)
-        dist.all_reduce(self._flag, group=self._group)
-        return bool(self._flag.item())
+            return _request.code
+        self._flag.fill_(_request.code)
+        dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group)
+        return int(self._flag.item())
 
 
 def save(runner: Runner) -> str:

@@ -5,30 +5,64 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
+from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.matching import Mismatch, listed, match_tensors, unwrap_state_dict
+from addp_backbone.runtime.bad_samples import NoSampleError, substituting
 from addp_backbone.runtime.optim_wrappers import keep_implementation
+from addp_backbone.runtime.optional_output import tolerate_hook, tolerate_visualizer
+from addp_backbone.runtime.preemption import save
 from addp_backbone.runtime.processes import WorkerInit
 from addp_backbone.runtime.saving import BadLossError, StopOnBadLoss
 
 CLASS_LAYERS = {'fc_cls', 'fc_reg', 'conv_logits', 'conv_seg', 'head'}  # their shapes follow from the number of classes
 
 
-class StageRunner(Runner):
+class _Tolerance:
+    """What both runners do alike: bad training samples and failed optional output do not end a run."""
+
+    cfg: Config
+    _train_dataloader: Any
+
+    def build_train_loop(self, loop: Any) -> BaseLoop:
+        """Builds the loop on data whose bad samples are replaced (``bad_samples`` in the config)."""
+        self._train_dataloader = substituting(self._train_dataloader, self.cfg.get('bad_samples'))
+        return super().build_train_loop(loop)  # type: ignore[misc]
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """Builds the evaluator, whose metrics gather their results over the network."""
+        return gather_over_network(super().build_evaluator(evaluator))  # type: ignore[misc]
+
+    def build_visualizer(self, visualizer: Any = None) -> Visualizer:
+        """Builds the visualizer, whose backends may fail."""
+        return tolerate_visualizer(super().build_visualizer(visualizer))  # type: ignore[misc]
+
+    def register_hook(self, hook: Hook | dict[str, Any], priority: Any = None) -> None:
+        """Registers a hook; one that only draws may fail."""
+        super().register_hook(hook, priority)  # type: ignore[misc]
+        for registered in self.hooks:  # type: ignore[attr-defined]
+            tolerate_hook(registered)
+
+
+class StageRunner(_Tolerance, Runner):
     """mmengine's Runner, but checkpoints have to fit.
 
     Resuming and testing refuse a checkpoint that does not hold all the weights. Training from weights (``load_from``)
     takes one of another number of classes: the layers that this changes start anew, as does what the file lacks; both
-    are named in the log. Data workers end with the run, also if it is killed.
+    are named in the log. Data workers end with the run, also if it is killed. Training goes on without samples that
+    cannot be read (:mod:`addp_backbone.runtime.bad_samples`) and without pictures that cannot be written.
     """
 
     @staticmethod
@@ -46,11 +80,15 @@ class StageRunner(Runner):
 
         Raises:
             BadLossError: See :class:`addp_backbone.runtime.saving.StopOnBadLoss`.
+            NoSampleError: If no sample can be read any more. One process has saved what it had then.
         """
         try:
             return super().train()
         except (BadLossError, CheckpointError):
             raise
+        except NoSampleError as error:
+            found = self.train_dataloader.dataset.bad_samples
+            raise NoSampleError(f'{found.explain()}. {_save_between_iterations(self)}') from error
         except Exception:
             for hook in self.hooks:
                 if isinstance(hook, StopOnBadLoss):
@@ -63,10 +101,6 @@ class StageRunner(Runner):
         for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else (wrapper,):
             keep_implementation(single.optimizer)
         return wrapper
-
-    def build_evaluator(self, evaluator: Any) -> Evaluator:
-        """Builds the evaluator, whose metrics gather their results over the network."""
-        return gather_over_network(super().build_evaluator(evaluator))
 
     def load_checkpoint(
         self, filename: str, map_location: str | Callable = 'cpu', strict: bool = False, revise_keys: list | None = None
@@ -124,12 +158,20 @@ def describe_start(path: str, given: Mapping[str, Any], wanted: Mapping[str, Ten
 
 
 @RUNNERS.register_module()
-class StageFlexibleRunner(FlexibleRunner):
-    """mmengine's runner for strategies (FSDP), which gathers results as :class:`StageRunner` does."""
+class StageFlexibleRunner(_Tolerance, FlexibleRunner):
+    """mmengine's runner for strategies (FSDP), which gathers results and tolerates as :class:`StageRunner` does."""
 
-    def build_evaluator(self, evaluator: Any) -> Evaluator:
-        """Builds the evaluator."""
-        return gather_over_network(super().build_evaluator(evaluator))
+
+def _save_between_iterations(runner: StageRunner) -> str:
+    """Saves where the next batch could not be loaded; returns a sentence about it."""
+    loop = runner.train_loop
+    if get_world_size() > 1 or not loop._iter:  # the others have begun the next iteration
+        return 'The last checkpoint is the one that was saved before'
+    loop._iter -= 1  # hooks save while the loop still counts their iteration
+    try:
+        return save(runner)
+    finally:
+        loop._iter += 1
 
 
 def gather_over_network(evaluator: Evaluator) -> Evaluator:

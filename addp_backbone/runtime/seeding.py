@@ -24,8 +24,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Sampler
 
-# Keeps the three uses of one seed apart.
-_ORDER, _SAMPLE, _ITERATION = range(3)
+# Keeps the uses of one seed apart.
+_ORDER, _SAMPLE, _ITERATION, _SUBSTITUTE = range(4)
 
 GRADIENTS_KEY = 'partial_gradients'
 
@@ -84,6 +84,22 @@ class SampleIndex(int):
 
     def __mod__(self, other: int) -> SampleIndex:
         return SampleIndex(int(self) % other, self.seed)
+
+
+def substitute_index(index: int, attempt: int, size: int) -> int:
+    """Draws the sample that replaces one which cannot be used.
+
+    Args:
+        index: The bad sample's place in the data set; a :class:`SampleIndex` gives its seed, others their value.
+        attempt: Number of the substitute, from 1.
+        size: Number of samples.
+
+    Returns:
+        In [0, size), uniform; a :class:`SampleIndex` with a seed of its own if ``index`` is one.
+    """
+    seed = getattr(index, 'seed', None)
+    drawn = derive_seed(_SUBSTITUTE, int(index) if seed is None else seed, attempt)
+    return drawn % size if seed is None else SampleIndex(drawn % size, drawn)
 
 
 @DATA_SAMPLERS.register_module()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -22,6 +21,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from addp_backbone.files.images import DECODING_ERRORS, read_image
+from addp_backbone.runtime.bad_samples import MAX_ATTEMPTS, BadSamples, NoSampleError, describe
 from addp_backbone.runtime.config_checks import LaunchError
 from pretrain.data.image_list import PathTable, check_same_classes, find_images
 
@@ -31,7 +31,8 @@ class ImageFolderDataset(Dataset):
     """Images, decoded on access (in the worker processes), with or without labels.
 
     A training image that cannot be read is reported once, by name and reason, and replaced by the next readable one in
-    the order of the data set, so that a resumed run sees the same images. Too many of them stop the run.
+    the order of the data set, so that a resumed run sees the same images. Too many of them stop the run: in training
+    after the running iteration, with a checkpoint (:mod:`addp_backbone.runtime.bad_samples`), otherwise on access.
 
     Args:
         data_root: Folder of the data.
@@ -49,7 +50,7 @@ class ImageFolderDataset(Dataset):
 
     Raises:
         LaunchError: If there are no images or classes and data do not fit; on access, if too many images are
-            unreadable.
+            unreadable, or one of a test set is.
     """
 
     def __init__(
@@ -73,8 +74,7 @@ class ImageFolderDataset(Dataset):
         self.pipeline = Compose(list(pipeline))
         self.max_unreadable = max_unreadable
         self.test_mode = test_mode
-        # One byte per image, shared by all workers: each file is reported once, and the limit holds for all together.
-        self._unreadable = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
+        self.bad_samples = self._none_bad()
         print_log(
             f'{self.folder}: {len(self)} images'
             + (f' of {len(listed.classes)} classes' if listed.classes is not None else ''),
@@ -85,16 +85,26 @@ class ImageFolderDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Reads an image, or the next readable one, and runs the pipeline."""
-        for offset in range(len(self)):
+        """Reads an image, or the next readable one, and runs the pipeline.
+
+        Raises:
+            NoSampleError: If many images in a row cannot be read.
+        """
+        num_attempts = min(len(self), max(self.max_unreadable, MAX_ATTEMPTS) + 1)
+        for offset in range(num_attempts):
             candidate = (int(index) + offset) % len(self)
-            image = None if self._unreadable[candidate] else self._read(candidate)
+            image = self._read(candidate)  # whatever it was before: a resumed run knows nothing of that
             if image is not None:
                 results = dict(img=image, img_path=str(self.folder / self.paths[candidate]), sample_idx=index)
                 if self.labels is not None:
                     results['gt_label'] = int(self.labels[candidate])
                 return self.pipeline(results)
-        raise LaunchError(f'none of the {len(self)} images of {self.folder} can be read')
+        self.bad_samples.give_up()
+        raise NoSampleError(f'none of {num_attempts} images in a row of {self.folder} can be read')
+
+    def _none_bad(self) -> BadSamples:
+        setting = f'train_dataloader.dataset.max_unreadable={self.max_unreadable}'
+        return BadSamples(len(self.paths), self.max_unreadable, setting)
 
     def _read(self, index: int) -> Image.Image | None:
         """Decodes an image; reports it and returns None if that fails."""
@@ -102,26 +112,29 @@ class ImageFolderDataset(Dataset):
         try:
             return read_image(path)
         except DECODING_ERRORS as error:
+            reason = describe(error)
             if self.test_mode:
                 raise LaunchError(
-                    f'{path} cannot be read ({_reason(error)}): a test set needs every image; repair or remove the file'
+                    f'{path} cannot be read ({reason}): a test set needs every image; repair or remove the file'
                 ) from error
-            self._unreadable[index] = 1
-            count = int(self._unreadable.sum())
-            # As an error, because loggers of all processes show errors.
-            print_log(
-                f'{path} cannot be read ({_reason(error)}); the next image replaces it ({count} unreadable so far, at '
-                f'most {self.max_unreadable} are replaced)',
-                logger='current',
-                level=logging.ERROR,
-            )
-            if count > self.max_unreadable:
-                raise LaunchError(
-                    f'{count} of the {len(self)} images of {self.folder} cannot be read, the last {path} '
-                    f'({_reason(error)}); more than max_unreadable={self.max_unreadable}. Their names are in the log: '
-                    'repair or remove them, or raise train_dataloader.dataset.max_unreadable'
-                ) from error
+            if self.bad_samples.add(index, str(path), reason):
+                self._report(path, reason, error)
             return None
+
+    def _report(self, path: Path, reason: str, error: Exception) -> None:
+        # As an error, because loggers of all processes show errors.
+        print_log(
+            f'{path} cannot be read ({reason}); the next image replaces it ({len(self.bad_samples)} unreadable so far, '
+            f'at most {self.max_unreadable} are replaced)',
+            logger='current',
+            level=logging.ERROR,
+        )
+        if self.bad_samples.too_many and self.bad_samples.record is None:  # else LimitBadSamples ends the run
+            raise LaunchError(
+                f'{len(self.bad_samples)} of the {len(self)} images of {self.folder} cannot be read, the last {path} '
+                f'({reason}); more than max_unreadable={self.max_unreadable}. Their names are in the log: repair or '
+                'remove them, or raise train_dataloader.dataset.max_unreadable'
+            ) from error
 
 
 @HOOKS.register_module()
@@ -138,7 +151,3 @@ class CheckSameClasses(Hook):
             check_same_classes(
                 *(loader.dataset.metainfo['classes'] for loader in (runner.train_dataloader, runner.val_dataloader))
             )
-
-
-def _reason(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}' if str(error) else type(error).__name__

@@ -66,7 +66,7 @@ class ClassificationDataset(ImageFolderDataset):
         chosen = choose_few(self.labels, self.metainfo['classes'], images_per_class, subset_seed)
         self.paths = PathTable([self.paths[i] for i in chosen])
         self.labels = self.labels[chosen]
-        self._unreadable = self._unreadable[: len(chosen)].clone().share_memory_()
+        self.bad_samples = self._none_bad()
         print_log(
             f'few-shot: {images_per_class} images of each class, {len(chosen)} in all (subset_seed={subset_seed})',
             logger='current',

@@ -91,6 +91,7 @@ class FigureHook(Hook):
     """
 
     priority = 'LOW'
+    optional_output = True  # where drawing or writing fails, the run goes on
 
     def __init__(self, interval: int = 1000, num_images: int = 4) -> None:
         self.interval = interval

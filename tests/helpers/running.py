@@ -76,6 +76,20 @@ class ToyDataset(BaseDataset):
         return [dict(value=float(index)) for index in range(7)]
 
 
+@DATASETS.register_module(force=True)
+class DamagedToyDataset(ToyDataset):
+    """Seven samples, some of which cannot be read, and none while ``gone_file`` exists."""
+
+    def __init__(self, bad: Any = (1, 4), gone_file: str = '', **options: Any) -> None:
+        self.bad, self.gone_file = set(bad), gone_file
+        super().__init__(**options)
+
+    def prepare_data(self, idx: int) -> Any:
+        if int(idx) in self.bad or (self.gone_file and Path(self.gone_file).exists()):
+            raise OSError(f'sample {int(idx)} is truncated')
+        return super().prepare_data(idx)
+
+
 @TRANSFORMS.register_module(force=True)
 class ToyNoise:
     """Draws from all three generators, as augmentations do."""

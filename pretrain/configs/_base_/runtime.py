@@ -18,6 +18,9 @@ custom_hooks = [
 ]
 randomness = dict(seed=0)
 
+# Training samples that cannot be used and are replaced, at most (the smaller limit counts); all values ours
+bad_samples = dict(max_count=100, max_share=0.01)
+
 env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
 )
