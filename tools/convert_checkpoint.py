@@ -62,6 +62,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='segmentor (ADDPSegViT) and classifier keep cls_token, its position and the final norm',
     )
     parser.add_argument(
+        '--prefix',
+        metavar='NAME',
+        help="which of several networks in SRC: what stands in front of its tensors' names, e.g. teacher.backbone",
+    )
+    parser.add_argument(
+        '--ema', action='store_true', help='of several networks in SRC the one with averaged weights (EMA, teacher)'
+    )
+    parser.add_argument(
         '--whole',
         action='store_true',
         help="a detector of detectron2's ViTDet with pyramid and heads, as one checkpoint",
@@ -98,8 +106,8 @@ def convert_whole(args: argparse.Namespace) -> None:
     Raises:
         CheckpointError: If an option does not go with ``--whole``, or the file cannot be used.
     """
-    if args.target != 'backbone' or args.format not in ('auto', 'detectron2'):
-        raise CheckpointError('--whole converts detectors of detectron2: leave out --for and --format')
+    if args.target != 'backbone' or args.format not in ('auto', 'detectron2') or args.prefix or args.ema:
+        raise CheckpointError('--whole converts detectors of detectron2: leave out --for, --format, --prefix and --ema')
     report = convert_detector(read_checkpoint(args.src), args.img_size or None)
     print(f'format    detectron2, {report.kind}')
     print(f'mapped    {len(report.state_dict)} tensors of the detector')
@@ -116,6 +124,8 @@ def run(args: argparse.Namespace) -> None:
         raise CheckpointError(f'DST must end in {", ".join(ENDINGS)}, got {args.dst}')
     if args.dst.resolve() == args.src.resolve():
         raise CheckpointError(f'SRC and DST are the same file, {args.src}')
+    if args.ema and args.prefix is not None:
+        raise CheckpointError('--ema and --prefix both choose a network: give one of them')
     if args.whole:
         convert_whole(args)
         print(f'written   {args.dst}')
@@ -126,6 +136,8 @@ def run(args: argparse.Namespace) -> None:
         (DEFAULT_IMG_SIZE if args.img_size is None else args.img_size) or None,
         args.patch_size or None,
         keep_cls=args.target != 'backbone',
+        prefix=args.prefix,
+        averaged=args.ema,
     )
     print_report(report)
     if report.missing:

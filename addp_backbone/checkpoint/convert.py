@@ -19,7 +19,10 @@ from torch import Tensor
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.matching import match_tensors, unwrap_state_dict
+from addp_backbone.checkpoint.parts import ANCHOR, choose_part, find_vits
 from addp_backbone.checkpoint.storage import read_checkpoint, write_atomically
+from addp_backbone.checkpoint.transformers_names import ANCHOR as TRANSFORMERS_ANCHOR
+from addp_backbone.checkpoint.transformers_names import other_family, to_plain_vit
 
 __all__ = [
     'FORMATS',
@@ -48,6 +51,7 @@ TO_TIMM_VIT = (
 )
 
 # What a file of each format holds besides the trunk: (pattern of the whole name, reason it is dropped).
+_HEADS = r'(head|head_dist|fc_norm|attn_pool|pooler|(cls_|distillation_)?classifier)\..+'
 _COMMON_DROPS = ((r'cls_token|reg_token|dist_token', NO_CLS), (r'norm\..+', NO_FINAL_NORM))
 _DROPS: dict[str, tuple[tuple[str, str], ...]] = {
     'addp': (
@@ -61,8 +65,8 @@ _DROPS: dict[str, tuple[tuple[str, str], ...]] = {
         (r'decoder[_.].+|mask_token|mlm_layer\..+|token_emb\.word_embeddings\..+|token_emb\.position_ids', DECODER),
         (r'(vqgan|tokenizer)\..+', FROZEN),
     ),
-    'mae': (*_COMMON_DROPS, (r'decoder_.+|mask_token', DECODER), (r'(head|fc_norm)\..+', HEAD)),
-    'timm': (*_COMMON_DROPS, (r'(head|head_dist|fc_norm|attn_pool)\..+', HEAD)),
+    'mae': (*_COMMON_DROPS, (r'decoder[_.].+|mask_token', DECODER), (_HEADS, HEAD)),
+    'timm': (*_COMMON_DROPS, (_HEADS, HEAD)),
     'detectron2': ((r'(proposal_generator|roi_heads)\..+|pixel_(mean|std)', DETECTION_HEADS),),
 }
 # What a plain ViT backbone does not compute: dropping it would change the features.
@@ -70,6 +74,7 @@ _REFUSED = (
     (r'blocks\.\d+\.attn\.(q_norm|k_norm)\..+', 'query and key normalisation'),
     (r'blocks\.\d+\.(attn|mlp)\.(norm|scale_norm)\..+', 'a norm within attention or MLP'),
     (r'norm_pre\..+', 'a norm in front of the blocks'),
+    (r'.*relative_position.*', 'biases of relative positions'),
     (r'(.+\.)?(rope|rotary)[._].+', 'rotary positions'),
     (r'reg_token', 'register tokens'),
     (r'attn_pool\..+', "SigLIP's attention pooling, and so perhaps an activation that no tensor tells"),
@@ -116,6 +121,8 @@ def convert_state_dict(
     img_size: int | None = 256,
     patch_size: int | None = 16,
     keep_cls: bool = False,
+    prefix: str | None = None,
+    averaged: bool = False,
 ) -> ConversionReport:
     """Converts a checkpoint to the names and shapes of :class:`addp_backbone.ADDPViT`, or of the classifier's ViT.
 
@@ -130,17 +137,20 @@ def convert_state_dict(
         keep_cls: For :class:`addp_backbone.ADDPSegViT` and
             :class:`pretrain.classification.classifier.ClassifierViT`: ``cls_token``, its entry of ``pos_embed`` and the
             final ``norm`` (if the source has one) stay.
+        prefix: Which of several networks in the source, see :func:`addp_backbone.checkpoint.parts.choose_part`.
+        averaged: Take the averaged weights (EMA, teacher), likewise.
 
     Returns:
         The weights and what became of every tensor. The source is not changed.
 
     Raises:
         CheckpointError: If the format is unknown, a tensor cannot be explained, has the wrong shape, or belongs to a
-            part that the backbone does not have.
+            part that the backbone does not have, or there are several ViTs and none is chosen.
     """
-    tensors = {name: _as_tensor(name, value) for name, value in unwrap_state_dict(state_dict).items()}
+    part, outside = choose_part(state_dict, prefix, averaged)
+    tensors = {name: _as_tensor(name, value) for name, value in part.items()}
     tensors, format = _to_plain_names(tensors, format)
-    report = ConversionReport({}, format)
+    report = ConversionReport({}, format, dropped=outside)
     _fold_layer_scale(tensors, report)
     for name in tensors:
         refused = next((what for pattern, what in _REFUSED if re.fullmatch(pattern, name)), None)
@@ -166,7 +176,8 @@ def convert_state_dict(
     if unexplained:
         raise CheckpointError(
             f'{len(unexplained)} tensors have no meaning in format {format!r}: {", ".join(unexplained[:20])}'
-            f'{" ..." if len(unexplained) > 20 else ""}. Give --format if it was detected wrongly'
+            f'{" ..." if len(unexplained) > 20 else ""}. Give --format if it was detected wrongly, --prefix if they '
+            'belong to another network'
         )
     if format == 'mage':
         report.notes.append('patch_embed.proj: as in the file, but MAGE never trains it (its encoder reads token ids)')
@@ -220,15 +231,18 @@ def _as_tensor(name: str, value: Any) -> Tensor:
 
 def _to_plain_names(tensors: dict[str, Tensor], format: str) -> tuple[dict[str, Tensor], str]:
     """Strips what wraps the ViT's names (``module.``, ``model.``, ``encoder.``, ``net.``) and settles the format."""
-    anchor = 'blocks.0.attn.qkv.weight'
-    prefixes = [name.removesuffix(anchor) for name in tensors if name == anchor or name.endswith('.' + anchor)]
-    prefixes = [prefix for prefix in prefixes if 'token_predictor.' not in prefix]
+    prefixes = find_vits(tensors)
     if not prefixes:
+        family = other_family(tensors)
         raise CheckpointError(
-            f'no ViT found: no tensor is called {anchor} (with or without a prefix); the first names are '
+            f"the names are those of transformers' {family}, which ADDPViT does not compute. {TO_TIMM_VIT}"
+            if family
+            else f'no ViT found: no tensor is called {ANCHOR} (with or without a prefix); the first names are '
             f'{list(tensors)[:5]}. The backbone TimmViT reads files of transformers, OpenCLIP and Meta too'
         )
     prefix = min(prefixes, key=len)
+    if prefix + TRANSFORMERS_ANCHOR in tensors:
+        tensors, prefix = to_plain_vit(tensors, prefix), ''
     wrapper = re.sub(r'(encoder|net)\.$', '', prefix)
     plain = {
         name.removeprefix(prefix) if name.startswith(prefix) else name.removeprefix(wrapper): tensor
@@ -251,7 +265,7 @@ def _detect_format(names: Mapping[str, Tensor], prefix: str) -> str:
         return 'mage'
     if any(name in names for name in ('tokenizer_norm.weight', 'token_emb.weight', 'pos_mask_embed')):
         return 'addp'
-    if 'mask_token' in names or 'decoder_pos_embed' in names:
+    if 'mask_token' in names or 'decoder_pos_embed' in names or any(name.startswith('decoder.') for name in names):
         return 'mae'
     return 'timm'
 

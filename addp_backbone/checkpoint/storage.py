@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -74,6 +75,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     refuse_remote(path)
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f'checkpoint {path} is a folder, wanted a file in it')
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path} does not exist; a backbone file is made by `{CONVERT_COMMAND}`')
     if kind := foreign_kind(path):
@@ -83,7 +86,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f'checkpoint {path} is refused: reading it would execute code or make objects that no weights need: '
-            f'{_first_line(error)}. Ask its author for a safetensors file, or save its state dict alone'
+            f'{_refused_object(error)}. Ask its author for a safetensors file, or save its state dict alone'
         ) from error
     except OversizeError as error:
         raise CheckpointError(f'checkpoint {path} is refused: {_first_line(error)}') from error
@@ -243,6 +246,12 @@ _ALLOWED_GLOBALS: list[Any] = [
         for name in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32', 'int64', 'uint8', 'bool')
     ),
 ]
+
+
+def _refused_object(error: BaseException) -> str:
+    """What a refused pickle holds; torch's own message would advise to read the file unsafely."""
+    found = re.search(r'Unpickler error:(?: Unsupported \w+:)?(?: GLOBAL)? ([\w.]+)', str(error))
+    return f'it holds {found[1]}' if found else _first_line(error).partition('Weights only load failed')[0] or 'unknown'
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.transformers_names import to_timm_name
 from addp_backbone.networks.timm_vit.catalogue import family_of
 
 
@@ -60,32 +61,6 @@ DROPPED = {
     r'.*(relative_position_index|rope.*\.(periods|inv_freq)|rope_embeddings.*|bias_mask|position_ids)$': 'a constant',
     r'(summary_idxs|input_conditioner\.|radio_model\.input_conditioner)': 'of preprocessing',
 }
-
-_RULES = [  # transformers -> timm, applied in this order
-    (r'^(?:encoder\.|model\.)?layers?\.(\d+)\.', r'blocks.\1.'),
-    (r'^embeddings\.(?:cls_token|class_embedding)$', 'cls_token'),
-    (r'^embeddings\.register_tokens$', 'reg_token'),
-    (r'^embeddings\.position_embeddings?(?:\.weight)?$', 'pos_embed'),
-    (r'^(?:embeddings\.patch_embeddings?(?:\.projection)?|patch_embed\.projection)\.', 'patch_embed.proj.'),
-    (r'^pre_layrnorm\.', 'norm_pre.'),
-    (r'\.(?:layernorm_before|layer_norm1)\.', '.norm1.'),
-    (r'\.(?:layernorm_after|layer_norm2)\.', '.norm2.'),
-    (r'^(blocks\.\d+)\.relative_position_bias\.', r'\1.attn.'),
-    (r'\.attention\.attention\.(?:relative_position_bias\.)?', '.attn.'),
-    (r'\.attention\.output\.dense\.', '.attn.proj.'),
-    (r'\.(?:attention|self_attn)\.(?:relative_position_bias\.)?', '.attn.'),
-    (r'\.attn\.(?:o_proj|out_proj)\.', '.attn.proj.'),
-    (r'\.attn\.(?:query|q_proj)\.', '.attn.q.'),
-    (r'\.attn\.(?:key|k_proj)\.', '.attn.k.'),
-    (r'\.attn\.(?:value|v_proj)\.', '.attn.v.'),
-    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
-    (r'^(blocks\.\d+)\.output\.dense\.', r'\1.mlp.fc2.'),
-    (r'\.mlp\.lin([12])\.', r'.mlp.fc\1.'),
-    (r'\.mlp\.weights_in\.', '.mlp.fc1.'),
-    (r'\.mlp\.(?:weights_out|down_proj)\.', '.mlp.fc2.'),
-    (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
-    (r'\.lambda_([12])$', r'.gamma_\1'),
-]
 
 
 def find_vits(names: Mapping[str, object]) -> list[tuple[str, Layout]]:
@@ -141,8 +116,7 @@ def _from_transformers(tensors: dict[str, Tensor], wanted: Mapping[str, tuple[in
     """Transformers' names -> timm's; queries, keys and values joined where timm joins them."""
     renamed: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        for pattern, replacement in _RULES:
-            name = re.sub(pattern, replacement, name)
+        name = to_timm_name(name)
         if name in ('cls_token', 'reg_token', 'pos_embed') and value.ndim < 3:
             value = value.reshape(1, -1, value.shape[-1])
         renamed[name] = value

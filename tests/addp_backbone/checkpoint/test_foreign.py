@@ -64,3 +64,15 @@ def test_checkpoints_are_none_of_them(tmp_path):
     save_file(dict(a=torch.ones(2)), tmp_path / 'file.safetensors')
     for path in tmp_path.iterdir():
         assert torch.equal(read_checkpoint(path)['a'], torch.ones(2))
+
+
+def test_a_refused_object_is_named_without_the_advice_to_read_the_file_unsafely(tmp_path):
+    torch.save({'state_dict': {}, 'hyper_parameters': {'a': tmp_path}}, tmp_path / 'lightning.ckpt')
+    with pytest.raises(CheckpointError, match='it holds pathlib') as caught:
+        read_checkpoint(tmp_path / 'lightning.ckpt')
+    assert 'weights_only' not in str(caught.value) and 'Weights only' not in str(caught.value)
+
+
+def test_a_folder_is_called_a_folder(tmp_path):
+    with pytest.raises(CheckpointError, match='is a folder'):
+        read_checkpoint(tmp_path)
