@@ -134,8 +134,7 @@ def from_records(
             return None
     annotations = content.get('annotations') or []
     if not content['images'] or (with_annotations and not annotations):
-        hint = _form_hint(content, 'annotations') if content['images'] else ''
-        findings.error(UNUSABLE, path, '', f'has no images or no annotations{hint}')
+        findings.error(UNUSABLE, path, '', 'has no images or no annotations')
         return None
     reader = _Reader(path, findings, FolderIndex(image_dir) if image_dir else None)
     used = {key for key in (record.get('category_id') for record in annotations) if isinstance(key, (int, str))}
@@ -404,10 +403,7 @@ def _form_hint(content: Any, key: str) -> str:
     if isinstance(content, list):
         return '; the file is a list, as of detection results or Label Studio'
     if isinstance(content, dict) and key == 'annotations' and 'images' in content:
-        return (
-            '; without annotations there is nothing to train on or to compare with (a test set? tools/test.py '
-            '--format-only writes predictions for it)'
-        )
+        return '; without annotations there is nothing to train on or to compare with (a test set?)'
     if isinstance(content, dict) and 'shapes' in content:
         return "; it looks like labelme's, of which a folder is wanted"
     return ''

@@ -172,6 +172,14 @@ def check_values(masks: Sequence[MaskValues], classes: Sequence[str], void: str,
         findings.histogram[split] = {
             name: float(n) for name, n in zip(classes, total / max(total.sum(), 1), strict=True)
         }
+        if not total.any():
+            findings.error(
+                'no labelled pixel',
+                split,
+                '',
+                f'all {sum(mask.split == split for mask in masks)} masks are void everywhere (void: {void}), so that '
+                'nothing could be learned or measured: give the convention of the masks with --void, or --convert',
+            )
         for name, n in zip(classes, total, strict=True):
             if not n:
                 findings.warn('class without pixels', split, f'class {name!r}', 'occurs in no mask')

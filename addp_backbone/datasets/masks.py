@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -184,7 +185,7 @@ def _inspect_pair(split: SegmentationSplit, img_suffix: str, mask_suffix: str, n
     try:
         values = read_mask(mask)
     except ValueError as error:
-        return _Pair(image, mask, info, mask_error=str(error))
+        return _Pair(image, mask, info, mask_error=f'{error}{_other_ending(mask, mask_suffix)}')
     if values.min(initial=0) < 0 or values.max(initial=0) >= NUM_VALUES:
         return _Pair(
             image, mask, info, mask_error=f'has values from {values.min()} to {values.max()}, wanted class ids'
@@ -199,11 +200,18 @@ def _inspect_pair(split: SegmentationSplit, img_suffix: str, mask_suffix: str, n
     )
 
 
+def _other_ending(mask: Path, mask_suffix: str) -> str:
+    """For a mask that is not there: the option that names one beside it with another ending."""
+    stem = mask.name.removesuffix(mask_suffix)
+    others = [] if mask.exists() else [path.name for path in sorted(mask.parent.glob(f'{glob.escape(stem)}[._-]*'))]
+    return f'; there is {others[0]}: give --mask-suffix {others[0].removeprefix(stem)}' if others else ''
+
+
 def _report_pair(pair: _Pair, findings: Findings) -> None:
     if pair.info.error:
         findings.error('image unreadable', pair.image, '', pair.info.error)
     if pair.mask_error:
-        kind = 'mask missing' if pair.mask_error == 'does not exist' else 'mask unusable'
+        kind = 'mask missing' if pair.mask_error.startswith('does not exist') else 'mask unusable'
         findings.error(kind, pair.mask, f'mask of {pair.image.name}', pair.mask_error)
     elif not pair.info.error and pair.mask_size != (pair.info.width, pair.info.height):
         assert pair.mask_size

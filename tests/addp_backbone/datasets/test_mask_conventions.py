@@ -65,6 +65,19 @@ def test_a_background_of_0_that_the_list_does_not_name_is_asked_about_with_its_s
     assert any('--void background' in line and f'{(SCENE == 0).mean():.1%}' in line for line in found)
 
 
+def test_masks_of_another_ending_are_found_and_floating_point_is_called_what_it_is(tmp_path: Path) -> None:
+    split = write_set(tmp_path, [SCENE] * 2, ending='_labels.png')
+    findings = Findings()
+    check_segmentation([split], ['a', 'b', 'c'], findings)
+    missing = [entry.detail for entry in findings.entries if entry.kind == 'mask missing']
+    assert missing[0] == 'does not exist; there is 0_labels.png: give --mask-suffix _labels.png'
+    split = write_set(tmp_path / 'float', [SCENE] * 2, dtype=np.float32, ending='.tif')
+    findings = Findings()
+    check_segmentation([split], ['a', 'b', 'c'], findings, mask_suffix='.tif')
+    assert all('floating-point pixels' in entry.detail for entry in findings.entries if entry.level == 'error')
+    assert findings.num_errors == 2
+
+
 def test_black_and_white_masks_are_asked_about(tmp_path: Path) -> None:
     _, found, _ = judge(tmp_path, [np.where(SCENE > 0, 255, 0)] * 4, 2)
     assert any('--convert binary' in line for line in found)

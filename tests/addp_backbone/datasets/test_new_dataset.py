@@ -353,12 +353,12 @@ def test_a_bad_mask_is_found(
     assert named in str(found[0]) and str(tmp_path) in str(found[0])
 
 
-def test_a_void_option_overrules_and_all_void_masks_and_absent_classes_are_warned_of(
-    tiny_ade: Path, tmp_path: Path
-) -> None:
+def test_a_void_option_overrules_and_masks_that_leave_nothing_are_an_error(tiny_ade: Path, tmp_path: Path) -> None:
     masks = mask_folder(tmp_path, tiny_ade, lambda mask: mask * np.uint8(0))
     void, findings = check_masks(tiny_ade, masks, void='zero')
-    assert void == 'zero' and findings.num_errors == 0
+    errors = [entry for entry in findings.entries if entry.level == 'error']
+    assert void == 'zero' and [entry.kind for entry in errors] == ['no labelled pixel']  # nothing could be learned
+    assert 'all 6 masks are void everywhere' in errors[0].detail
     assert [entry.kind for entry in findings.entries].count('mask all void') == 6
     assert [entry.kind for entry in findings.entries].count('class without pixels') == 4
 
