@@ -9,45 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coco_dialects import HEIGHT, NAMES, WIDTH, dialects, make_coco, square
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from mmengine.registry import DATASETS, METRICS
 
 import addp_backbone  # noqa: F401  (registers data set and metric)
 from addp_backbone.datasets.coco import DetectionSplit, check_detection
 from addp_backbone.datasets.coco_file import CocoError, load_coco
 from addp_backbone.datasets.findings import Findings
-
-WIDTH, HEIGHT = 96, 64
-NAMES = ('red', 'blue', 'grün')
-
-
-def square(x: float, y: float, side: float) -> list[list[float]]:
-    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
-
-
-def make_coco(num_images: int = 3) -> dict[str, Any]:
-    """Two objects of different classes an image."""
-    content: dict[str, Any] = dict(
-        images=[dict(id=i + 1, file_name=f'{i}.jpg', width=WIDTH, height=HEIGHT) for i in range(num_images)],
-        annotations=[],
-        categories=[dict(id=i + 1, name=name) for i, name in enumerate(NAMES)],
-    )
-    for i in range(num_images):
-        for k in range(2):
-            x, y, side = 4.0 + 40 * k, 5.0 + i, 20.0 + 3 * i
-            content['annotations'].append(
-                dict(
-                    id=2 * i + k + 1,
-                    image_id=i + 1,
-                    category_id=(i + k) % 3 + 1,
-                    bbox=[x, y, side, side],
-                    area=side * side,
-                    iscrowd=0,
-                    segmentation=square(x, y, side),
-                )
-            )
-    return content
 
 
 def save(content: Any, folder: Path, name: str = 'a.json') -> Path:
@@ -83,45 +52,6 @@ def perfect_figures(path: Path, classes: tuple[str, ...] = NAMES, only: str | No
         )
         metric.process({}, [dict(img_id=item['img_id'], ori_shape=(HEIGHT, WIDTH), pred_instances=predictions)])
     return metric.evaluate(len(data.data_list))
-
-
-@st.composite
-def dialects(draw: st.DrawFn) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A COCO file with other ids, orders and ways to write them, and a model's order of its classes."""
-    content = make_coco(draw(st.integers(1, 4)))
-    if draw(st.booleans()):
-        content['annotations'] = draw(st.permutations(content['annotations']))
-        content['images'] = draw(st.permutations(content['images']))
-    content['categories'] = draw(st.permutations(content['categories']))
-
-    def renamed(records: list[dict], key: str, users: str | None) -> None:
-        style = draw(st.sampled_from(['same', 'zero', 'sparse', 'text', 'uuid', 'mixed', 'reversed']))
-        make = {
-            'same': lambda i: i,
-            'zero': lambda i: i - 1,
-            'sparse': lambda i: i * 1000 + 7,
-            'text': lambda i: f'{i:04}',
-            'uuid': lambda i: f'{i}-fe{i}',
-            'mixed': lambda i: i if i % 2 else f'n{i}',
-            'reversed': lambda i: 500 - i,
-        }[style]
-        for record in content['annotations'] if users else []:
-            record[users] = make(record[users])
-        for record in records:
-            record[key] = make(record[key])
-
-    renamed(content['images'], 'id', 'image_id')
-    renamed(content['categories'], 'id', 'category_id')
-    renamed(content['annotations'], 'id', None)
-    area = draw(st.sampled_from(['true', 'none', 'zero', 'text', 'absent']))
-    for record in content['annotations']:
-        if area == 'absent':
-            del record['area']
-        elif area != 'true':
-            record['area'] = {'none': None, 'zero': 0, 'text': 'large'}[area]
-        if draw(st.booleans()):
-            del record['iscrowd']
-    return content, tuple(draw(st.permutations(NAMES)))
 
 
 @given(dialect=dialects())
