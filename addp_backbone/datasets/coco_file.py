@@ -134,7 +134,8 @@ def from_records(
             return None
     annotations = content.get('annotations') or []
     if not content['images'] or (with_annotations and not annotations):
-        findings.error(UNUSABLE, path, '', 'has no images or no annotations')
+        hint = _form_hint(content, 'annotations') if content['images'] else ''
+        findings.error(UNUSABLE, path, '', f'has no images or no annotations{hint}')
         return None
     reader = _Reader(path, findings, FolderIndex(image_dir) if image_dir else None)
     used = {key for key in (record.get('category_id') for record in annotations) if isinstance(key, (int, str))}
@@ -403,7 +404,10 @@ def _form_hint(content: Any, key: str) -> str:
     if isinstance(content, list):
         return '; the file is a list, as of detection results or Label Studio'
     if isinstance(content, dict) and key == 'annotations' and 'images' in content:
-        return '; without annotations there is nothing to train on or to compare with (a test set?)'
+        return (
+            '; without annotations there is nothing to train on or to compare with (a test set? tools/test.py '
+            '--format-only writes predictions for it)'
+        )
     if isinstance(content, dict) and 'shapes' in content:
         return "; it looks like labelme's, of which a folder is wanted"
     return ''

@@ -6,14 +6,14 @@ from typing import Any
 
 from mmengine.registry import TRANSFORMS
 
-from addp_backbone.files.images import DECODING_ERRORS, read_pixels
+from addp_backbone.files.images import DECODING_ERRORS, read_pixels, reading_error
 
 
 @TRANSFORMS.register_module()
 class LoadImage:
     """Reads ``img_path`` as everything else in the project reads it (:mod:`addp_backbone.files.images`).
 
-        For ordinary JPEG and PNG files the pixels are those of mmcv's ``LoadImageFromFile``. Beyond that the EXIF
+    For ordinary JPEG and PNG files the pixels are those of mmcv's ``LoadImageFromFile``. Beyond that the EXIF
     orientation of PNG, WebP and TIFF is applied too, transparency is composited, and formats that OpenCV cannot read
     are read.
 
@@ -29,7 +29,7 @@ class LoadImage:
         try:
             image = read_pixels(results['img_path'])
         except DECODING_ERRORS as error:
-            raise OSError(f'{results["img_path"]} cannot be read: {error}') from error
+            raise OSError(f'{results["img_path"]} {reading_error(error)}') from error
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from addp_backbone.datasets.findings import Findings, Progress, bounded_map
 from addp_backbone.datasets.masks import SegmentationSplit
+from addp_backbone.files.image_limits import open_image
 from addp_backbone.files.images import DECODING_ERRORS, write_png
 
 BINARY, COLOURS = 'binary', 'colours'
@@ -46,7 +47,7 @@ class MaskConversion:
             ValueError: If it cannot be read, is lossy, or has values or colours that have no class.
         """
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if image.format in ('JPEG', 'MPO'):
                     raise ValueError('is a JPEG, whose compression changes values and colours: export PNG')
                 image.load()

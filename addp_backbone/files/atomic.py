@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
@@ -15,12 +15,12 @@ _ABANDONED_S = 7 * 24 * 3600.0  # of another host, whose processes cannot be see
 _PART = re.compile(r'\..+\.(?P<pid>[0-9]+)\.part')
 
 
-def replace_file(path: str | Path, content: bytes | str | Sequence[bytes | memoryview]) -> None:
+def replace_file(path: str | Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Writes a file beside the one it replaces and renames it; folders are made.
 
     Args:
         path: The file.
-        content: All of it, or all of it in pieces; text is encoded as UTF-8.
+        content: All of it, or all of it in pieces, which may be made as they are written; text is encoded as UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Image files: which endings count as images, reading and inspecting them, writing PNGs; ImageNet's mean and deviation.
 
+No file is decoded whose header declares a size beyond the limits of :mod:`addp_backbone.files.image_limits`.
+
 Everything reads images as a viewer shows them (:func:`as_shown`): turned by the EXIF orientation, transparent parts on
 :data:`BACKGROUND`, 16 bits scaled to 8, the first frame of an animation. Checks, training, evaluation, prediction,
 editing and classification therefore see one frame and one set of values.
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.image_limits import MAX_PIXELS_VARIABLE, ImageSizeError, open_image
 
 # torchvision's list (torchvision.datasets.folder.IMG_EXTENSIONS): Pillow and OpenCV both read all of them.
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
@@ -32,6 +35,8 @@ DECODING_ERRORS = (  # what Pillow raises for files that are truncated, damaged,
     EOFError,
     struct.error,
     zlib.error,
+    MemoryError,
+    cv2.error,
     Image.DecompressionBombError,
 )
 
@@ -70,6 +75,19 @@ class ImageInfo:
         return self.orientation in TRANSPOSED_ORIENTATIONS
 
 
+def reading_error(error: Exception) -> str:
+    """What is wrong with an image file that raised one of :data:`DECODING_ERRORS`, to be put behind its path."""
+    if isinstance(error, ImageSizeError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f'has more pixels than the limit, which {MAX_PIXELS_VARIABLE} sets: {error}'
+    if isinstance(error, FileNotFoundError):
+        return 'does not exist'
+    if isinstance(error, UnidentifiedImageError):
+        return 'is not an image'
+    return f'cannot be read: {error or type(error).__name__}'
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file name or path ends as those of images do (:data:`IMAGE_ENDINGS`), in upper or lower case."""
     return name.lower().endswith(IMAGE_ENDINGS)
@@ -80,13 +98,11 @@ def inspect_image(path: Path) -> ImageInfo:
     if not path.is_file():
         return ImageInfo(error='does not exist')
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             orientation = _orientation(image)
             width, height = as_shown(image).size
-    except UnidentifiedImageError:
-        return ImageInfo(error='is not an image')
     except DECODING_ERRORS as error:
-        return ImageInfo(error=f'cannot be read: {error}')
+        return ImageInfo(error=reading_error(error))
     return ImageInfo(width, height, orientation)
 
 
@@ -127,8 +143,9 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         OSError: If the file is missing, truncated or not an image; damaged files raise others of
             :data:`DECODING_ERRORS`.
+        ImageSizeError: If it is beyond the limits.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return as_shown(image)
 
 
@@ -145,9 +162,10 @@ def read_pixels(path: str | Path) -> NDArray[np.uint8]:
 
     Raises:
         OSError: As :func:`read_image`.
+        ImageSizeError: As :func:`read_image`.
     """
     content = Path(path).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(io.BytesIO(content)) as image:
         plain = image.format in _PLAIN_FORMATS and image.mode in _PLAIN_MODES and 'transparency' not in image.info
         if plain and (image.format == 'MPO' or getattr(image, 'n_frames', 1) == 1):
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -194,28 +212,35 @@ def read_mask(path: Path) -> NDArray[np.generic]:
     Raises:
         ValueError: If the file is missing, unreadable or has more than one channel.
     """
-    if not path.is_file():
-        raise ValueError('does not exist')
     try:
-        with Image.open(path) as image:
-            if image.format in ('JPEG', 'MPO'):
-                raise ValueError('is a JPEG, whose compression changes class ids: export the masks as PNG')
-            if image.mode == 'F':
-                raise ValueError('has floating-point pixels, wanted class ids: export the masks as PNG of 8 bits')
-            if image.mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
-                raise ValueError(f'has colours (mode {image.mode}), wanted one channel of class ids: --convert colours')
-            return np.asarray(image)
-    except UnidentifiedImageError:
-        raise ValueError('is not an image') from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'cannot be read: {error}') from error
+        with open_image(path) as image:
+            problem = _mask_problem(image)
+            if problem is None:
+                return np.asarray(image)
+    except ImageSizeError:
+        raise
+    except DECODING_ERRORS as error:
+        raise ValueError(reading_error(error)) from error
+    raise ValueError(problem)
 
 
-def encode_png(image: Image.Image | NDArray[np.uint8]) -> bytes:
+def _mask_problem(image: Image.Image) -> str | None:
+    """Why an image cannot hold class ids; None if it can."""
+    if image.format in ('JPEG', 'MPO'):
+        return 'is a JPEG, whose compression changes class ids: export the masks as PNG'
+    if image.mode == 'F':
+        return 'has floating-point pixels, wanted class ids: export the masks as PNG of 8 bits'
+    if image.mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
+        return f'has colours (mode {image.mode}), wanted one channel of class ids: --convert colours'
+    return None
+
+
+def encode_png(image: Image.Image | NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     """Returns the contents of a PNG file.
 
     Args:
-        image: An RGB or greyscale image, or an array: (H, W, 3) RGB or (H, W) with one channel, uint8.
+        image: An RGB or greyscale image, or an array: (H, W, 3) RGB or (H, W) with one channel, uint8 or
+            uint16.
     """
     pixels = np.asarray(image)
     return cv2.imencode('.png', pixels[..., ::-1] if pixels.ndim == 3 else pixels, _PNG_OPTIONS)[1].tobytes()
