@@ -35,7 +35,7 @@ from addp_backbone.runtime.launch import (
 from addp_backbone.runtime.option_names import check_names
 from addp_backbone.runtime.option_values import check_values
 from addp_backbone.runtime.runner import StageRunner
-from addp_backbone.runtime.tf32 import use_tf32
+from addp_backbone.runtime.tf32 import EVALUATION_PRECISIONS, evaluation_precision
 from addp_backbone.runtime.unlabelled import check_labels, format_only
 from pretrain.data.labelled import settle_classes
 
@@ -54,6 +54,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--format-only',
         action='store_true',
         help='measure nothing: write detections as COCO results, class maps as PNG (default: WORK_DIR/results.*)',
+    )
+    parser.add_argument(
+        '--precision',
+        choices=EVALUATION_PRECISIONS,
+        default='fp32',
+        help='bf16 and fp16: of the backbone; publish numbers of fp32 (default: %(default)s)',
     )
     parser.add_argument('--show-dir', metavar='D', help='folder for an overlay of every image')
     return parser.parse_args(argv)
@@ -88,8 +94,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         encode_masks(cfg)
     fit_to_device(cfg)
-    use_tf32(False)  # measured in float32, on every device
-    metrics = {name: _plain(value) for name, value in StageRunner.from_cfg(cfg).test().items()}
+    runner = StageRunner.from_cfg(cfg)
+    with evaluation_precision(args.precision, runner.model):
+        metrics = {name: _plain(value) for name, value in runner.test().items()}
     if is_main_process() and written:
         print(f'--format-only: nothing was measured; predictions written: {written}')
     elif is_main_process():

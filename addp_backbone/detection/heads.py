@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmdet.models.dense_heads import RPNHead
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from addp_backbone.detection.mask_head import BatchTargetMaskHead
 
@@ -15,7 +16,7 @@ MASK_PREDICTOR_STD = 0.001
 
 @MODELS.register_module()
 class Detectron2RPNHead(RPNHead):
-    """mmdet's RPN head; its losses are averaged over the anchors that are to be sampled, as detectron2's are.
+    """mmdet's RPN head; its losses are averaged over the anchors that are to be sampled, proposals are float32.
 
     mmdet divides by the anchors sampled, and counts at least one positive anchor an image, so that an image without
     objects lowers both losses by 1 / 257. detectron2 divides by ``batch_size_per_image`` times the number of images,
@@ -28,6 +29,16 @@ class Detectron2RPNHead(RPNHead):
         """Makes the targets as ``RPNHead`` does; the fifth entry, ``avg_factor``, is detectron2's."""
         targets = super().get_targets(anchor_list, *args, **kwargs)
         return (*targets[:4], self.train_cfg['sampler']['num'] * len(anchor_list), *targets[5:])
+
+    def predict_by_feat(self, cls_scores: list[Tensor], bbox_preds: list[Tensor], *args: Any, **kwargs: Any) -> list:
+        """Makes proposals as ``RPNHead`` does, always in float32.
+
+        mmdet makes anchors and boxes in the precision of the scores: under bfloat16 autocast a coordinate beyond 512 px
+        is a multiple of 4 px. detectron2 decodes in float32.
+        """
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            scores, deltas = ([level.float() for level in levels] for levels in (cls_scores, bbox_preds))
+            return super().predict_by_feat(scores, deltas, *args, **kwargs)
 
 
 @MODELS.register_module()

@@ -116,7 +116,10 @@ class DeferredInfoHook(RuntimeInfoHook):
     def before_train(self, runner: Runner) -> None:
         """Lets the optimizer wrappers keep the norms."""
         super().before_train(runner)
-        wrapper = runner.optim_wrapper
+        self.keep_norms(runner.optim_wrapper)
+
+    def keep_norms(self, wrapper: OptimWrapper | OptimWrapperDict) -> None:
+        """Has the norm of clipped gradients kept for the log, not read at once."""
         self.norms = []
         for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else (wrapper,):
             if isinstance(single, OptimWrapper) and single.clip_grad_kwargs:

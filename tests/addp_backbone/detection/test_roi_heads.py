@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.task_modules.assigners import AssignResult
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -42,6 +44,31 @@ def maps_and_rois(dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     corners = torch.rand(200, 2, generator=generator) * (SIDE_PX - sides)
     image = torch.randint(0, 2, (200, 1), generator=generator).float()
     return maps, torch.cat((image, corners, corners + sides), dim=1)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_proposals_under_autocast_are_those_that_the_same_scores_and_deltas_give_in_float32(dtype: torch.dtype) -> None:
+    cfg = Config.fromfile(CONFIGS / 'addp_base_maskrcnn.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = MODELS.build(dict(cfg.model.rpn_head, feat_channels=8, in_channels=8, num_convs=1))
+    generator = torch.Generator().manual_seed(0)
+    sides = [SIDE_PX // s // 4 for s in (4, 8, 16, 32, 64)]
+    scores = [torch.randn(1, 3, side, side, generator=generator).to(dtype) for side in sides]
+    deltas = [torch.randn(1, 12, side, side, generator=generator).mul(0.3).to(dtype) for side in sides]
+    metas = [dict(img_shape=(SIDE_PX, SIDE_PX), scale_factor=(1.0, 1.0), ori_shape=(SIDE_PX, SIDE_PX))]
+    with torch.autocast('cpu', dtype):
+        (proposals,) = head.predict_by_feat(scores, deltas, batch_img_metas=metas, cfg=cfg.model.test_cfg.rpn)
+    (wanted,) = RPNHead.predict_by_feat(
+        head,
+        [x.float() for x in scores],
+        [x.float() for x in deltas],
+        batch_img_metas=metas,
+        cfg=cfg.model.test_cfg.rpn,
+    )
+    assert proposals.bboxes.dtype == torch.float32
+    assert torch.equal(proposals.bboxes, wanted.bboxes) and torch.equal(proposals.scores, wanted.scores)
+    (mmdets,) = RPNHead.predict_by_feat(head, scores, deltas, batch_img_metas=metas, cfg=cfg.model.test_cfg.rpn)
+    assert mmdets.bboxes.dtype == dtype  # what the override is for
 
 
 @pytest.mark.parametrize('use_torchvision', [True, False])

@@ -19,6 +19,7 @@ from torch import nn
 from addp_backbone.runtime.cuda_options import use_cuda_options
 from addp_backbone.runtime.launch import fit_to_device, load_config
 from addp_backbone.runtime.optim_wrappers import keep_implementation
+from addp_backbone.runtime.tf32 import evaluation_precision
 
 
 def settings(**given: Any) -> Config:
@@ -140,6 +141,45 @@ def test_gradients_in_their_buckets_are_the_same_gradients(tmp_path: Path) -> No
     finally:
         dist.destroy_process_group()
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+class WithBackbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.backbone(x)
+        return features, self.head(features)
+
+
+@pytest.mark.parametrize(
+    ('name', 'tf32', 'dtype'),
+    [('fp32', False, None), ('tf32', True, None), ('bf16', True, torch.bfloat16), ('fp16', True, torch.float16)],
+)
+def test_evaluation_computes_the_backbone_in_the_named_precision_and_leaves_no_trace(
+    name: str, tf32: bool, dtype: torch.dtype | None
+) -> None:
+    torch.manual_seed(0)
+    model, x = WithBackbone(), torch.rand(3, 2)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    wanted = model(x)[0]
+    with evaluation_precision(name, model):
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+        features, out = model(x)
+    assert features.dtype == out.dtype == torch.float32
+    if dtype is not None:
+        assert torch.equal(features, features.to(dtype).float()) and not torch.equal(features, wanted)
+        torch.testing.assert_close(features, wanted, rtol=0.02, atol=0.02)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    assert torch.equal(model(x)[0], wanted)
+
+
+def test_an_unknown_precision_is_refused_with_those_that_there_are() -> None:
+    refused = pytest.raises(ValueError, match="'fp8', wanted one of fp32, tf32, bf16, fp16")
+    with refused, evaluation_precision('fp8', WithBackbone()):
+        pass
 
 
 def test_cudnn_measures_in_training_but_not_in_validation_whose_images_have_many_sizes() -> None:
