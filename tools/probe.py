@@ -14,7 +14,6 @@ in --cache and shared by all runs that need the same.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,21 +21,18 @@ from typing import Any
 
 from command_line import ROOT, make_parser, run_command
 
-import torch
 from tqdm import tqdm
 
 from addp_backbone.datasets.masks import SegmentationSplit
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
-from experiments.probes.backbones import find_source
-from experiments.probes.data import DEFAULT_SIZE, MAX_OWN_SIDE_PX, read_data
+from experiments.probes.data import DEFAULT_SIZE, MAX_OWN_SIDE_PX
 from experiments.probes.features import GB
 from experiments.probes.page import make_page
-from experiments.probes.pictures import PICTURES_FOLDER, Pictures
+from experiments.probes.plan import ProbePlan, best_device, prepare, read_size
 from experiments.probes.results import REPORT_FILE, RESULTS_FILE
-from experiments.probes.run import Prober
 from experiments.probes.settings import PROTOCOLS, CacheSettings, ProbeSettings
-from experiments.probes.summary import summary_lines
+from experiments.probes.summary import best_blocks, mean_lines, summarise
 
 DEFAULTS = ProbeSettings()
 
@@ -65,9 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the patch of the similarity maps, as shares of width and height (default: the middle)',
     )
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of the backbones')
-    parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ...'
-    )
+    parser.add_argument('--device', default=best_device(), help='cpu, cuda, cuda:1 ... (default: %(default)s)')
     parser.add_argument(
         '--cache',
         type=Path,
@@ -82,12 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='GB',
         help='what it may hold; what was not used for longest goes',
     )
-    args = parser.parse_args(argv)
-    if min(args.train_stride, args.val_stride) < 1 or args.cache_gb <= 0:
-        parser.error('strides must be at least 1 and --cache-gb positive')
-    if not all(0 <= share < 1 for share in args.patch):
-        parser.error(f'--patch wants two numbers in [0, 1), got {args.patch}')
-    return args
+    return parser.parse_args(argv)
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +99,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--size',
-        type=read_size,
+        type=size_argument,
         metavar='WxH',
         help='width and height that images are resized to (bicubic), e.g. 392x308; rounded to whole patches (default: '
         f'as they are, if all have one size of at most {MAX_OWN_SIDE_PX} px, else {DEFAULT_SIZE[0]}x{DEFAULT_SIZE[1]})',
@@ -131,12 +120,12 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_size(text: str) -> tuple[int, int]:
+def size_argument(text: str) -> tuple[int, int]:
     """Reads ``392x308`` as (width, height)."""
-    found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f'wanted WIDTHxHEIGHT in pixels, such as 392x308, got {text!r}')
-    return int(found[1]), int(found[2])
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -164,23 +153,23 @@ def run(args: argparse.Namespace) -> None:
         args.precision,
         args.device,
     )
-    sources = [find_source(text) for text in args.backbones]
-    for source in sources:
-        settings.chosen_blocks(source)
-    splits = [
+    plan = ProbePlan(
+        tuple(args.backbones),
         SegmentationSplit('train', args.train_images, args.train_masks),
         SegmentationSplit('val', args.val_images, args.val_masks),
-    ]
-    strides = args.train_stride, args.val_stride
-    data = read_data(splits, args.classes, args.void, args.mask_suffix, strides, num_cores(), show_progress)
-    for line in data.warnings:
-        report(line)
+        args.classes,
+        settings,
+        (args.train_stride, args.val_stride),
+        args.void,
+        args.mask_suffix,
+        tuple(args.patch),
+    )
     cache = CacheSettings(args.cache, int(args.cache_gb * GB))
-    pictures = Pictures(data.val, tuple(args.patch), args.out / PICTURES_FOLDER)
-    finished = Prober(sources, data, settings, cache, args.out, report).run(pictures)
+    prober, pictures = prepare(plan, cache, args.out, report, num_cores(), show_progress)
+    finished = prober.run(pictures)
     page = make_page(finished.rows, finished.about, pictures.photographs(), finished.galleries)
     replace_file(args.out / REPORT_FILE, page)
-    for line in summary_lines(finished.rows):
+    for line in mean_lines(best_blocks(summarise(finished.rows))):
         report(line)
     report(f'written: {args.out / RESULTS_FILE}, {args.out / REPORT_FILE}')
 

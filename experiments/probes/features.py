@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
-from experiments.probes.data import Pairs, read_resized
+from experiments.probes.reading import read_resized
+
+if TYPE_CHECKING:
+    from experiments.probes.data import Pairs
 
 IMAGES_PER_FILE = 8
 GB = 10**9

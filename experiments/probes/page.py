@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from experiments.probes.chart import Point, line_chart
+from experiments.probes.comparison import NOT_TOLD_APART, Compared
 from experiments.probes.pictures import Gallery
 from experiments.probes.results import Row
 from experiments.probes.scores import class_iou
@@ -20,7 +21,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; mar
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc } h3 { font-size: 1em }
 table { border-collapse: collapse; font-size: .9em } td, th { padding: .2em .7em; border-bottom: 1px solid #ddd }
 td, th { text-align: right } td:first-child, th:first-child { text-align: left }
-td:first-child { overflow-wrap: anywhere } .wide { overflow-x: auto }
+td, th { overflow-wrap: anywhere; min-width: 3em } th { max-width: 16em } td:first-child { min-width: 8em }
+.wide { overflow-x: auto }
 figure { display: inline-block; margin: 0 .5em .5em 0 } figcaption { font-size: .85em; color: #555 }
 img { width: 300px; display: block } img.patches { image-rendering: pixelated } svg { max-width: 100%; height: auto }
 details { margin: 1em 0 } summary { cursor: pointer }
@@ -37,7 +39,11 @@ DESCRIPTIONS = {
 
 
 def make_page(
-    rows: Sequence[Row], about: Mapping[str, object], photographs: Sequence[bytes], galleries: Sequence[Gallery]
+    rows: Sequence[Row],
+    about: Mapping[str, object],
+    photographs: Sequence[bytes],
+    galleries: Sequence[Gallery],
+    compared: Sequence[Compared] = (),
 ) -> str:
     """Builds the page.
 
@@ -46,6 +52,7 @@ def make_page(
         about: As :meth:`experiments.probes.run.Prober.about` gives it.
         photographs: The images of the galleries, as PNG.
         galleries: Pictures of the backbones.
+        compared: Backbones compared with each other.
 
     Returns:
         HTML that loads nothing.
@@ -58,6 +65,7 @@ def make_page(
         f'validation set; means and standard deviations over the label draws of seed {", ".join(map(str, seeds))}.</p>',
         '<h2>Best block of each backbone</h2>',
         _table(best_blocks(summaries)),
+        _comparison(compared),
         *_block_charts(summaries),
         *_label_charts(summaries),
         *_pictures(photographs, galleries),
@@ -96,6 +104,37 @@ def _table(summaries: Iterable[Summary]) -> str:
             + f'<td title="{every}">{summary}</td><td>{len(summary.rows)}</td><td>{html.escape(notes)}</td></tr>'
         )
     return f'<div class="wide"><table>{head}{"".join(body)}</table></div>'
+
+
+def _comparison(compared: Sequence[Compared]) -> str:
+    if not compared:
+        return ''
+    head = ''.join(
+        f'<th>{name}</th>'
+        for name in ('first', 'second', 'protocol', 'labels', 'first - second', '95 %', 'sd, seeds', 'higher')
+    )
+    body = []
+    for one in compared:
+        first, second, difference = one.first.first, one.second.first, one.difference
+        cells = (
+            f'{second.backbone}, block {second.block}',
+            first.protocol,
+            f'{first.fraction:.0%}',
+            f'{difference.value:+.1f}',
+            f'{difference.low:+.1f} to {difference.high:+.1f}',
+            f'{difference.deviation:.1f} ({difference.num_seeds})' if difference.num_seeds > 1 else '-',
+            one.verdict,
+        )
+        body.append(
+            f'<tr><td>{html.escape(f"{first.backbone}, block {first.block}")}</td>'
+            + ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
+            + '</tr>'
+        )
+    return (
+        '<h2>Differences</h2><p>Points of mIoU, mean over seeds. The interval is that of a paired bootstrap over the '
+        'validation images, the same draws for both; the spread over label draws stands beside it. Where it holds 0 '
+        f'the two are {NOT_TOLD_APART}.</p><div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
+    )
 
 
 def _block_charts(summaries: Sequence[Summary]) -> list[str]:

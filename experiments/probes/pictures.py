@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from addp_backbone.files.images import encode_png, write_png
-from experiments.probes.data import Pairs, read_resized
+from experiments.probes.reading import read_resized
 
 if TYPE_CHECKING:
+    from experiments.probes.data import Pairs
     from experiments.probes.features import Features
 
 NUM_IMAGES, MAX_BLOCKS = 3, 3

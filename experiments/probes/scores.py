@@ -46,7 +46,7 @@ def count_areas(predicted: Tensor, labels: NDArray[np.uint8], num_classes: int) 
     return torch.stack(areas).cpu().numpy()
 
 
-def class_iou(areas: NDArray[np.int64]) -> NDArray[np.float64]:
+def class_iou(areas: NDArray[np.number]) -> NDArray[np.float64]:
     """IoU of every class, in per cent; NaN for a class that is neither labelled nor predicted.
 
     Args:
@@ -60,7 +60,7 @@ def class_iou(areas: NDArray[np.int64]) -> NDArray[np.float64]:
     return 100 * np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
-def mean_iou(areas: NDArray[np.int64]) -> NDArray[np.float64]:
+def mean_iou(areas: NDArray[np.number]) -> NDArray[np.float64]:
     """Mean IoU in per cent over the classes that occur in labels or predictions; ``areas`` as in :func:`class_iou`."""
     iou = class_iou(areas)
     occurs = ~np.isnan(iou)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments.probes.backbones import Source
 from experiments.probes.linear import ITERS
 from experiments.probes.logistic import L2, MAX_ITERS
 from experiments.probes.retrieval import MEMORY_SIZE, NEIGHBOURS, TEMPERATURE
+
+if TYPE_CHECKING:
+    from experiments.probes.backbones import Source
 
 LINEAR, LOGISTIC, KNN = 'linear', 'logistic', 'knn'
 PROTOCOLS = (LINEAR, LOGISTIC, KNN)
@@ -124,3 +127,7 @@ class CacheSettings:
 
     folder: Path
     max_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.max_bytes <= 0:
+            raise ValueError(f'--cache-gb must be positive, got {self.max_bytes / 10**9:g}')

@@ -58,10 +58,10 @@ def best_blocks(summaries: Sequence[Summary]) -> list[Summary]:
     return list(best.values())
 
 
-def summary_lines(rows: Sequence[Row]) -> list[str]:
-    """The best blocks as lines of text."""
+def mean_lines(summaries: Sequence[Summary]) -> list[str]:
+    """Means as lines of text."""
     return [
         f'{one.first.backbone}: {one.first.protocol}, {one.first.fraction:.0%} of the labels: mIoU {one} at block '
         f'{one.first.block}'
-        for one in best_blocks(summarise(rows))
+        for one in summaries
     ]

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.probes.data import Pairs, read_labels
 from experiments.probes.linear import label_points
 from experiments.probes.patches import choose_patches, class_shares, to_targets
+from experiments.probes.reading import read_labels
 
 if TYPE_CHECKING:
+    from experiments.probes.data import Pairs
     from experiments.probes.features import Features
 
 

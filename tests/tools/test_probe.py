@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from running import load_tool
 
-from experiments.probes.run import Prober, _Bench
+from experiments.probes.bench import Bench
+from experiments.probes.run import Prober
 
 TOOL = load_tool('probe')
 
@@ -46,7 +47,7 @@ def test_all_protocols_write_results_and_page_and_a_second_run_computes_nothing(
     assert {row['num_images'] for row in results['rows']} == {3, 6}
     page = (tmp_path / 'out/report.html').read_text(encoding='utf-8')
     assert 'random/tiny' in page and page.count('data:image/png') == 3 + 2 * 2 * 2 * 3
-    for owner, name in ((_Bench, 'row'), (Prober, '_features')):
+    for owner, name in ((Bench, 'row'), (Prober, '_features')):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail('computed again'))
     assert TOOL.main(asked) == 0
     assert json.loads((tmp_path / 'out/results.json').read_text(encoding='utf-8')) == results
@@ -81,6 +82,6 @@ def test_a_class_outside_the_list_is_refused_with_the_mask(words, tiny_ade, tmp_
 
 
 def test_a_size_is_width_by_height():
-    assert TOOL.read_size('392x308') == (392, 308)
+    assert TOOL.size_argument('392x308') == (392, 308)
     with pytest.raises(Exception, match='wanted WIDTHxHEIGHT'):
-        TOOL.read_size('392')
+        TOOL.size_argument('392')

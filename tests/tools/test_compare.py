@@ -1,0 +1,112 @@
+"""tools/compare.py: from a plan to the table, also when it is killed on the way."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+from running import load_tool
+
+from experiments.probes.features import Extraction
+from experiments.probes.results import RowStore
+
+TOOL = load_tool('compare')
+
+
+@pytest.fixture
+def plan(tiny_ade, tmp_path):
+    (tmp_path / 'classes.txt').write_text('background\ndisc\nbox\nwedge\n', encoding='utf-8')
+    content = dict(
+        backbones=['random/test_vit', 'random/tiny'],
+        classes=str(tmp_path / 'classes.txt'),
+        train_images=str(tiny_ade / 'images/training'),
+        train_masks=str(tiny_ade / 'annotations/training'),
+        val_images=str(tiny_ade / 'images/validation'),
+        val_masks=str(tiny_ade / 'annotations/validation'),
+        void='zero',
+        protocols=['logistic', 'knn'],
+        blocks=[1],
+        seeds=[0, 1],
+    )
+    return content
+
+
+def words(plan, folder):
+    folder.mkdir(exist_ok=True)
+    (folder / 'plan.json').write_text(json.dumps(plan), encoding='utf-8')
+    return [str(folder / 'plan.json'), f'--out={folder / "out"}', f'--cache={folder / "cache"}', '--cache-gb=1']
+
+
+def table(folder):
+    results = json.loads((folder / 'out/results.json').read_text(encoding='utf-8'))
+    for row in results['rows']:
+        del row['seconds']
+    return results
+
+
+def run_and_die(command, owner, method, after):
+    """Runs the command in a fork that kills itself when a method is called once more than ``after`` times."""
+    calls = 0
+
+    def die(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    def work():
+        setattr(owner, method, die)
+        TOOL.main(command)
+
+    original = getattr(owner, method)
+    process = multiprocessing.get_context('fork').Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_run_that_is_killed_three_times_ends_with_the_same_table(plan, tmp_path):
+    assert TOOL.main(words(plan, tmp_path / 'whole')) == 0
+    command = words(plan, tmp_path / 'killed')
+    run_and_die(command, Extraction, '_write', 1)  # features of the training images are there, no more
+    run_and_die(command, RowStore, 'write', 2)
+    run_and_die(command, RowStore, 'write', 3)
+    assert len(list((tmp_path / 'killed/out/rows').glob('*.npz'))) == 5
+    assert TOOL.main(command) == 0
+    assert table(tmp_path / 'killed') == table(tmp_path / 'whole')
+    csv = [(tmp_path / name / 'out/results.csv').read_text(encoding='utf-8') for name in ('whole', 'killed')]
+    assert csv[0] == csv[1] and csv[0].startswith('backbone,protocol,block,fraction,mIoU,sd,num_seeds\n')
+    page = (tmp_path / 'killed/out/report.html').read_text(encoding='utf-8')
+    assert 'Differences' in page and 'paired bootstrap' in page
+
+
+def test_a_dry_run_checks_everything_and_tells_the_time(plan, tmp_path, capsys):
+    assert TOOL.main([*words(plan, tmp_path / 'dry'), '--dry-run']) == 0
+    assert 'random/tiny: 4 rows, 4 to do, about 0:0' in capsys.readouterr().out
+    assert not (tmp_path / 'dry/out').exists()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(protocol='knn'), "unknown key 'protocol', did you mean 'protocols'?"),
+        (dict(classes=None), 'a value is of the wrong kind'),
+        (dict(reference='random/small'), "the reference 'random/small' is none of the backbones"),
+        (dict(block='first'), "block must be 'best', 'last' or a number from 1, got 'first'"),
+        (dict(size='400'), 'wanted WIDTHxHEIGHT'),
+        (dict(seeds='many'), 'invalid literal'),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_with_the_reason(plan, tmp_path, change, message, capsys):
+    assert TOOL.main(words({**plan, **change}, tmp_path / 'wrong')) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_may_be_yaml_with_hyphens_and_single_values(plan, tmp_path, capsys):
+    lines = [f'{key.replace("_", "-")}: {json.dumps(value)}' for key, value in plan.items()]
+    path = tmp_path / 'plan.yaml'
+    path.write_text('\n'.join(lines) + '\nl2: 1e-4\nfraction: 0.5\n', encoding='utf-8')
+    loaded, _ = TOOL.read_plan(path, 'cpu')
+    assert loaded.settings.l2 == 1e-4 and loaded.settings.fractions == (0.5,) and loaded.settings.blocks == ('1',)

@@ -1,0 +1,106 @@
+"""Compares checkpoints by their frozen features: means, spread over label draws, and which differences are not noise.
+
+    python tools/compare.py plan.yaml --out compare/streets
+
+The plan is YAML or JSON with the options of tools/probe.py as keys, and which block stands for each backbone:
+
+    backbones: [backbone.pth, timm/vit_small_patch14_dinov2, random/vit_small_patch16_224]
+    train_images: images/train
+    train_masks: masks/train
+    val_images: images/val
+    val_masks: masks/val
+    classes: classes.txt
+    protocols: [logistic, knn]
+    blocks: all
+    seeds: [0, 1, 2]
+    block: best                  # or last, or a number
+    reference: random/vit_small_patch16_224    # optional: compare the others with this one alone
+
+Written into --out: results.json, results.csv, report.html, rows/. A run that is cut or killed goes on with the same
+command and ends with the same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from command_line import ROOT, make_parser, run_command
+
+from tqdm import tqdm
+
+from addp_backbone.files.atomic import replace_file
+from addp_backbone.runtime.environment import num_cores
+from experiments.probes.comparison import BEST, choose_blocks, compare, read_rule, write_comparison
+from experiments.probes.features import GB
+from experiments.probes.page import make_page
+from experiments.probes.plan import best_device, prepare, read_plan
+from experiments.probes.results import REPORT_FILE
+from experiments.probes.settings import CacheSettings
+from experiments.probes.summary import mean_lines
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument('plan', type=Path, metavar='PLAN', help='what is compared, see above')
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the results')
+    parser.add_argument('--dry-run', action='store_true', help='check everything, tell the time it takes, run none')
+    parser.add_argument('--device', default=best_device(), help='cpu, cuda, cuda:1 ... (default: %(default)s)')
+    parser.add_argument(
+        '--cache',
+        type=Path,
+        default=ROOT / 'work_dirs/probe_features',
+        metavar='DIR',
+        help='folder of the features (default: %(default)s)',
+    )
+    parser.add_argument('--cache-gb', type=float, default=20.0, metavar='GB', help='what it may hold (%(default)s)')
+    return parser.parse_args(argv)
+
+
+def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Shows a bar."""
+    return tqdm(items, total=total, unit='image', desc='checking the data')
+
+
+def report(line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs what the plan lacks, compares, writes the table and the page."""
+    plan, extra = read_plan(args.plan, args.device, extra=('block', 'reference'))
+    rule, reference = read_rule(extra.get('block', BEST)), extra.get('reference')
+    if reference is not None and reference not in plan.backbones:
+        raise ValueError(f'the reference {reference!r} is none of the backbones {", ".join(plan.backbones)}')
+    cache = CacheSettings(args.cache, int(args.cache_gb * GB))
+    prober, pictures = prepare(plan, cache, args.out, report, num_cores(), show_progress)
+    for line in prober.planned_lines():
+        report(line)
+    if args.dry_run:
+        return
+    finished = prober.run(pictures)
+    chosen = choose_blocks(finished.rows, rule)
+    compared = compare(chosen, reference)
+    about = {**finished.about, 'block': rule}
+    write_comparison(args.out, finished.rows, compared, chosen, about)
+    page = make_page(finished.rows, about, pictures.photographs(), finished.galleries, compared)
+    replace_file(args.out / REPORT_FILE, page)
+    for line in mean_lines(chosen):
+        report(line)
+    for pair in compared:
+        report(pair.line())
+    report(f'written: {args.out}/results.json, results.csv, {REPORT_FILE}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return run_command(run, parse_args(argv))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
