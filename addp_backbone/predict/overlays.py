@@ -53,7 +53,9 @@ def draw_instances(
     for i in order if masks is not None else ():
         assert masks is not None
         mask = _enlarge(masks[i].view(np.uint8), factor)
-        contours = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+        x, y, w, h = cv2.boundingRect(mask)
+        region = np.ascontiguousarray(mask[y : y + h, x : x + w])
+        contours = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y))[0] if w else ()
         cv2.drawContours(canvas, contours, -1, [int(c) for c in palette[labels[i]]], width, cv2.LINE_AA)
     canvas_image = Image.fromarray(canvas)
     draw = ImageDraw.Draw(canvas_image)

@@ -286,6 +286,15 @@ def test_the_overlay_colours_the_mask_and_draws_the_box() -> None:
     assert drawn[600, 600].tolist() == [100, 100, 100]
 
 
+def test_an_empty_mask_leaves_the_box_alone() -> None:
+    image = np.full((700, 700, 3), 100, np.uint8)
+    masks = [np.zeros((700, 700), bool)]
+    drawn = draw_instances(
+        image, np.array([[200.0, 200, 500, 500]]), np.array([0.9]), np.array([1]), masks, CLASSES.names, PALETTE
+    )
+    assert drawn[350, 350].tolist() == [100, 100, 100] and drawn[500, 350].tolist() == PALETTE[1]
+
+
 def test_the_class_map_is_coloured_and_its_legend_lists_what_occurs() -> None:
     label_map = np.zeros((700, 700), np.int64)
     label_map[:, 350:] = 2
