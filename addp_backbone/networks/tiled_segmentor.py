@@ -17,7 +17,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_LOGITS_BYTES = 1 << 29  # of one image at its own size; 150 classes at 512 x 1700 px. Above, bands
+MAX_LOGITS_BYTES = 1 << 28  # of one image at its own size; 150 classes at 512 x 870 px. Above, bands
 BAND_BYTES = 1 << 27
 
 
