@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from command_line import FAILED, OK, make_parser, print_error, run_command
@@ -69,12 +70,14 @@ def run(args: argparse.Namespace) -> int:
     num_found = len(find_images(args.images, args.out))  # before the model is built
     predictor = Predictor(args.config, args.checkpoint, args.score_thr, args.device, args.cfg_options)
     num_done = num_failed = num_capped = 0
-    for record in iterate_predictions(predictor, args.images, args.out, args.resume, show_progress, args.format):
-        num_done += 1
-        num_capped += 'max_per_img' in record
-        if 'error' in record:
-            num_failed += 1
-            print_error(f'{record["error"]}; left out')
+    records = iterate_predictions(predictor, args.images, args.out, args.resume, show_progress, args.format)
+    with closing(records):  # writes predictions.json, also when interrupted
+        for record in records:
+            num_done += 1
+            num_capped += 'max_per_img' in record
+            if 'error' in record:
+                num_failed += 1
+                print_error(f'{record["error"]}; left out')
     kept = f' ({num_found - num_done} of an earlier run)' if num_found > num_done else ''
     print(f'{num_found - num_failed} of {num_found} images{kept}: {args.out}')
     if num_capped:

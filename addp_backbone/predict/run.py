@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def iterate_predictions(
     resume: bool = False,
     progress: Progress | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Predicts for image files, one after the other.
 
     An image that fails costs its own result, whatever the reason; what is in ``out`` is never an input. Into ``out`` go
