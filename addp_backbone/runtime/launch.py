@@ -21,6 +21,7 @@ from mmengine.logging import print_log
 
 from addp_backbone.checkpoint.locate import find_checkpoint, find_resumable_checkpoint
 from addp_backbone.files.config_text import LiteralConfig
+from addp_backbone.files.shipped import config_names, find_config
 from addp_backbone.runtime.config_checks import LaunchError, check_option_names, closest
 from addp_backbone.runtime.cuda_options import data_parallel_options, use_cuda_options
 from addp_backbone.runtime.distributed import LAUNCHERS, TIMEOUT_S
@@ -47,7 +48,7 @@ VISUALIZATION_HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizati
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that training and testing share."""
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or a name such as det/addp_base_maskrcnn')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
     parser.add_argument(
         '--launcher', choices=LAUNCHERS, default='none', help='who started the processes (see tools/dist_train.sh)'
@@ -67,7 +68,7 @@ def load_config(
     """Reads a config file and applies the command line to it.
 
     Args:
-        path: The file.
+        path: The file, or the name of a config of ours (:func:`addp_backbone.files.shipped.find_config`).
         options: ``--cfg-options``.
         work_dir: Goes before the config's own ``work_dir``, which goes before ``work_dirs/NAME``.
         launcher: One of :data:`LAUNCHERS`.
@@ -78,12 +79,10 @@ def load_config(
     Raises:
         LaunchError: If the file is missing or an option is misspelt.
     """
-    file = Path(path)
+    file = find_config(path)
     if not file.is_file():
-        raise LaunchError(
-            f'config {path} does not exist{closest(file.name, (p.name for p in file.parent.glob("*.py")))} '
-            f'(looked in {file.absolute().parent})'
-        )
+        near = closest(file.name, (p.name for p in file.parent.glob('*.py'))) or closest(path, config_names())
+        raise LaunchError(f'config {path} does not exist{near} (looked in {file.absolute().parent})')
     cfg = LiteralConfig.of(Config.fromfile(file))
     if cfg.get('default_scope') in VISUALIZATION_HOOKS:
         import_quietly(f'{cfg.default_scope}.datasets')

@@ -18,9 +18,10 @@ from mmengine.config import Config
 
 from addp_backbone.checkpoint.locate import find_latest_checkpoint
 from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.shipped import shipped_folder
 from addp_backbone.runtime.config_checks import LaunchError
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+TOOLS = shipped_folder('tools')
 RESULT_FILE = 'few_shot.json'
 
 
