@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := addp_backbone pretrain experiments tools tests det_configs seg_configs docs setup.py
 
-.PHONY: quickstart miniature benchmark test faults packaging setup check lint types format doctor docs pins clean-quickstart
+.PHONY: quickstart miniature benchmark test faults long setup check lint types format doctor docs pins clean-quickstart
 
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
@@ -22,9 +22,9 @@ test: $(INSTALLED)
 faults: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/faults
 
-# Builds the wheel and uses it in a fresh environment.
-packaging: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/packaging
+# The wheel in a fresh environment, and exported models in onnxruntime: minutes. The extra [export] is needed.
+long: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/long
 
 setup: $(INSTALLED)
 

@@ -89,6 +89,11 @@ def test_segmentor_graph_equals_sliding_inference(tmp_path: Path) -> None:
 @pytest.mark.parametrize('kind', ['masks', 'boxes', 'cascade'])
 def test_detector_graph_equals_mmdet(kind: str, tmp_path: Path) -> None:
     model = build(cascade(tmp_path) if kind == 'cascade' else write_detector(tmp_path, boxes_only=kind == 'boxes'))
+    for name, parameter in model.named_parameters():
+        if 'reg' in name:
+            parameter.data *= (
+                0.1  # boxes that move far with each rounding would leave nothing to compare after 3 stages
+            )
     graph = plan_export(model, size=(128, 128) if kind == 'cascade' else None).graph
     for number, height, width in ((2, 128, 128),) if kind == 'cascade' else ((3, 96, 128), (1, 64, 64)):
         images, sizes = batch(number, height, width)
