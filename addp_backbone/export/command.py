@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from mmengine.model import BaseTTAModel
 
+from addp_backbone.export.build import plan_export
 from addp_backbone.export.comparison import Comparison, Difference
 from addp_backbone.export.evaluation import evaluate_onnx
 from addp_backbone.export.latency import Timing, compare_latency
 from addp_backbone.export.onnx_file import check_packages, write_onnx
 from addp_backbone.export.onnx_model import OnnxModel
-from addp_backbone.export.plan import ExportError, Plan, plan_export
+from addp_backbone.export.plan import ExportError, Plan
 from addp_backbone.export.preprocessing import describe_preprocessing
-from addp_backbone.predict.predictor import Predictor, find_images
+from addp_backbone.predict.predictor import Predictor
+from addp_backbone.predict.sources import find_images
 from addp_backbone.runtime.environment import num_cores
-from addp_backbone.runtime.launch import load_config
 
 
 def export_model(
@@ -49,18 +50,18 @@ def export_model(
     check_packages()
     if check:
         find_images(check)
-    plan = _plan(config, Predictor(config, checkpoint, device='cpu'), part, size)
+    plan = _plan(Predictor(config, checkpoint, device='cpu'), part, size)
     write_onnx(plan, out)
     return plan
 
 
-def _plan(config: str, predictor: Predictor, part: str = 'model', size: Sequence[int] | None = None) -> Plan:
+def _plan(predictor: Predictor, part: str = 'model', size: Sequence[int] | None = None) -> Plan:
     """The plan of a predictor's model, described by its config."""
     if isinstance(predictor.model, BaseTTAModel):
         raise ExportError(
-            f'{config} averages several views of an image: export the config without test-time augmentation'
+            'the config averages several views of an image: export the one without test-time augmentation'
         )
-    described = describe_preprocessing(load_config(config), predictor.model)
+    described = describe_preprocessing(predictor.config, predictor.model)
     described['classes'] = list(predictor.classes.names)
     return plan_export(predictor.model, part, size, described)
 
@@ -93,7 +94,7 @@ def evaluate_model(config: str, checkpoint: str, onnx_file: str | Path) -> dict[
         Metric -> value, as ``tools/test.py`` reports them for the checkpoint.
     """
     predictor = Predictor(config, checkpoint, device='cpu')
-    return evaluate_onnx(load_config(config), predictor.model.data_preprocessor, OnnxModel(onnx_file))
+    return evaluate_onnx(predictor.config, predictor.model.data_preprocessor, OnnxModel(onnx_file))
 
 
 def time_model(
@@ -119,7 +120,7 @@ def time_model(
     find_images([image])
     torch.set_num_threads(num_threads or num_cores())
     predictor = Predictor(config, checkpoint, device='cpu')
-    plan = _plan(config, predictor, 'model', size)
+    plan = _plan(predictor, 'model', size)
     with tempfile.TemporaryDirectory() as folder:
         onnx_model = OnnxModel(write_onnx(plan, Path(folder) / 'model.onnx'), num_threads or num_cores())
         images, samples = Comparison(predictor, onnx_model).prepare(image)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from addp_backbone.export.onnx_model import OnnxModel, detections_of
 from addp_backbone.export.plan import ExportError
 from addp_backbone.export.preprocessing import padded_size
+from addp_backbone.predict.predictor import read_source
 
 MAX_BOX_PX = 0.5
 MAX_SCORE = 0.01
@@ -82,7 +83,10 @@ class Comparison:
         Raises:
             ExportError: If the photograph does not fit a file of fixed size.
         """
-        data = pseudo_collate([self.predictor.pipeline(dict(img_path=str(path), img_id=0))])
+        pixels = read_source(path)
+        shape = pixels.shape[:2]
+        read = dict(img_path=str(path), img_id=0, img=pixels, img_shape=shape, ori_shape=shape)
+        data = pseudo_collate([self.predictor.pipeline(read)])
         with torch.inference_mode():
             prepared = self.model.data_preprocessor(data, False)
             return self._pad(prepared['inputs'], path), prepared['data_samples']

@@ -54,3 +54,8 @@ def export() -> int:
 def new_dataset() -> int:
     """``addp-new-dataset``."""
     return run_tool('new_dataset')
+
+
+def probe() -> int:
+    """``addp-probe``."""
+    return run_tool('probe')

@@ -17,10 +17,10 @@ from small_configs import REPOSITORY
 from small_exports import batch, build, samples, save, write_detector, write_segmentor
 from torch import nn
 
+from addp_backbone.export.build import plan_export
 from addp_backbone.export.comparison import Comparison, Difference
 from addp_backbone.export.onnx_file import OPSET, PACKAGES, write_onnx
 from addp_backbone.export.onnx_model import ArrayDetections, OnnxModel
-from addp_backbone.export.plan import plan_export
 from addp_backbone.networks.timm_vit import TimmViT
 
 MAIN = runpy.run_path(str(REPOSITORY / 'tools' / 'export.py'))['main']

@@ -16,10 +16,11 @@ from small_exports import batch, build, samples, write_detector, write_segmentor
 from torch import nn
 from torch.nn import functional as F
 
+from addp_backbone.export.build import ResizedViT, plan_export
 from addp_backbone.export.detector import DetectorGraph
 from addp_backbone.export.linear_maps import MatrixPool, resizing_matrix
 from addp_backbone.export.onnx_model import class_map_of, paste_mask
-from addp_backbone.export.plan import ExportError, ResizedViT, plan_export
+from addp_backbone.export.plan import ExportError
 from addp_backbone.export.preprocessing import prepare_image
 from addp_backbone.export.segmentor import merge, window_pixels
 from addp_backbone.export.vit import TracedViT
