@@ -100,7 +100,7 @@ def plan_export(
         if part == 'model' and segmentor:
             sizes, seen = _segmentor_sizes(model, size, options)
             replace_pooling(model)
-            graph: nn.Module = SegmentorGraph(_traced(model.backbone, seen), model)
+            graph: Any = SegmentorGraph(_traced(model.backbone, seen), model)
             outputs: tuple[str, ...] = ('logits', 'class_map')
         else:
             sizes = _sizes(model.backbone, size, options)

@@ -19,7 +19,6 @@ from addp_backbone.export.plan import ExportError, Plan
 from addp_backbone.export.preprocessing import describe_preprocessing
 from addp_backbone.predict.predictor import Predictor
 from addp_backbone.predict.sources import find_images
-from addp_backbone.runtime.environment import num_cores
 
 
 def export_model(
@@ -118,11 +117,12 @@ def time_model(
     """
     check_packages()
     find_images([image])
-    torch.set_num_threads(num_threads or num_cores())
+    if num_threads:
+        torch.set_num_threads(num_threads)
     predictor = Predictor(config, checkpoint, device='cpu')
     plan = _plan(predictor, 'model', size)
     with tempfile.TemporaryDirectory() as folder:
-        onnx_model = OnnxModel(write_onnx(plan, Path(folder) / 'model.onnx'), num_threads or num_cores())
+        onnx_model = OnnxModel(write_onnx(plan, Path(folder) / 'model.onnx'), num_threads)
         images, samples = Comparison(predictor, onnx_model).prepare(image)
         sizes = [tuple(sample.img_shape[:2]) for sample in samples]
         return images.shape, compare_latency(predictor.model, plan, onnx_model, images, sizes, repeats)

@@ -137,6 +137,8 @@ class BoxStage(nn.Module):
         ValueError: If it is another head or has options that the graph lacks.
     """
 
+    heads: Any  # their attributes are names that nn.Module does not know
+
     def __init__(self, roi_head: Any) -> None:
         super().__init__()
         kind = type(roi_head).__name__
@@ -182,7 +184,7 @@ class MaskStage(nn.Module):
 
     def __init__(self, roi_head: Any) -> None:
         super().__init__()
-        self.head = roi_head.mask_head
+        self.head: Any = roi_head.mask_head
         shared = roi_head.share_roi_extractor
         self.pool = RoIPool(roi_head.bbox_roi_extractor if shared else roi_head.mask_roi_extractor)
 

@@ -6,6 +6,8 @@ for adaptive pooling to sizes that do not divide the input, and runtimes differ 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +52,7 @@ def replace_pooling(module: nn.Module) -> None:
     """
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
-            size = child.output_size
+            size: Any = child.output_size
             if not isinstance(size, int):
                 if size[0] != size[1] or size[0] is None:
                     raise ValueError(f'cannot export adaptive pooling to {size}, only to squares')

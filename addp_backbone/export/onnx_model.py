@@ -127,14 +127,14 @@ def detections_of(
     return ArrayDetections(boxes, outputs['scores'][index][:number], outputs['labels'][index][:number], masks)
 
 
-def paste_mask(mask: NDArray[np.float32], box: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def paste_mask(mask: NDArray[np.float32], box: NDArray[np.float32], height: int, width: int) -> NDArray[Any]:
     """Resizes a mask (28, 28) to its box in an image, bilinearly, zero outside: (height, width) probabilities."""
     x1, y1, x2, y2 = (float(value) for value in box)
     rows, cols = _weights(y1, y2, height, mask.shape[0]), _weights(x1, x2, width, mask.shape[1])
     return rows @ mask @ cols.T
 
 
-def _weights(start: float, end: float, length: int, size: int) -> NDArray[np.float32]:
+def _weights(start: float, end: float, length: int, size: int) -> NDArray[Any]:
     """(length, size): how much each cell of a mask counts for each pixel of an axis."""
     position = (np.arange(length, dtype=np.float32) + 0.5 - start) / max(end - start, 1e-6) * size - 0.5
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(size, dtype=np.float32)))

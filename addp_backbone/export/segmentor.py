@@ -114,8 +114,7 @@ def merge(windows: Tensor, length: int, crop: int, stride: int, number: int) -> 
     starts = window_starts(length, crop, stride)
     pixels = torch.arange(length)
     first = torch.clamp((pixels - crop + stride) // stride, min=0)  # the first window that may reach the pixel
-    total: Tensor | float = 0.0
-    count: Tensor | float = 0.0
+    total = count = windows.new_zeros(())
     for step in range(-(-crop // stride) + 1):  # the last window is shifted, so that one more may cover a pixel
         window = first + step
         exists = window < number

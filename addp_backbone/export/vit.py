@@ -10,6 +10,8 @@ each other.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +26,8 @@ class TracedViT(nn.Module):
     Args:
         vit: The backbone; its weights are shared.
     """
+
+    vit: Any  # its layers have names that nn.Module does not know
 
     def __init__(self, vit: ADDPViT) -> None:
         super().__init__()
