@@ -26,7 +26,11 @@ def find_vits(names: Mapping[str, Any]) -> list[str]:
         for name in names
         if name == anchor or name.endswith('.' + anchor)
     ]
-    return [prefix for prefix in prefixes if 'token_predictor.' not in prefix]
+    found = [prefix for prefix in prefixes if 'token_predictor.' not in prefix]
+    if len(found) < 2:
+        return found
+    # stages of Swin have blocks too, but no patches of their own
+    return [p for p in found if f'{p}patch_embed.proj.weight' in names or p + TRANSFORMERS_ANCHOR in names]
 
 
 def choose_part(

@@ -170,3 +170,19 @@ def test_transformers_vits_that_the_backbone_does_not_compute_are_refused_with_t
 ) -> None:
     with pytest.raises(CheckpointError, match='TimmViT'):
         convert_state_dict(NOT_PLAIN[family]().state_dict())
+
+
+@pytest.mark.parametrize(
+    ('model', 'options', 'message'),
+    [
+        ('swin_tiny_patch4_window7_224', {}, 'no ViT found'),
+        ('eva02_tiny_patch14_224', dict(depth=1), 'biases of queries and values.*TimmViT'),
+        ('samvit_base_patch16', dict(depth=1), "SAM's encoder.*TimmViT"),
+        ('vit_relpos_small_patch16_224', dict(depth=1), 'relative positions.*TimmViT'),
+    ],
+)
+def test_other_networks_of_timm_are_refused_for_what_they_are(model: str, options: dict, message: str) -> None:
+    with torch.device('meta'):
+        weights = timm.create_model(model, **options).state_dict()
+    with pytest.raises(CheckpointError, match=message):
+        convert_state_dict(weights)
