@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := addp_backbone pretrain experiments tools tests det_configs seg_configs docs setup.py
 
-.PHONY: quickstart miniature benchmark test faults long setup check lint types format doctor docs pins clean-quickstart
+.PHONY: quickstart miniature benchmark test faults long setup check lint types format doctor docs pins gpu-wheels clean-quickstart
 
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
@@ -62,6 +62,10 @@ benchmark: $(INSTALLED)
 # mkdocs-material about the successor of mkdocs.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+
+# What a machine with torch but without network lacks for tools/gpu_check.py: see docs/gpu.md. PYTHONS="3.10 3.12" for other versions.
+gpu-wheels: $(INSTALLED)
+	$(PYTHON) -m tools.gpu.wheels $(if $(PYTHONS),--python $(PYTHONS))
 
 doctor: $(INSTALLED)
 	$(PYTHON) tools/doctor.py
