@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from faster_coco_eval import COCOeval_faster
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
+from numpy.typing import NDArray
 from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
+from torch import Tensor
 
 from addp_backbone.datasets.coco_file import CocoError, CocoFile, load_coco
 from addp_backbone.files.atomic import replace_file
@@ -186,12 +189,12 @@ class QuickCocoMetric(BaseMetric):
         """Keeps the detections of a batch, masks as run-length codes."""
         for sample in data_samples:
             found = sample['pred_instances']
-            kept = {key: found[key].cpu().numpy() for key in ('bboxes', 'scores', 'labels')}
+            kept = {key: _array(found[key]) for key in ('bboxes', 'scores', 'labels')}
             if 'masks' in found:
                 masks = found['masks']
                 kept['masks'] = [_encoded(mask) for mask in masks]
             if 'mask_scores' in found:
-                kept['mask_scores'] = found['mask_scores'].cpu().numpy()
+                kept['mask_scores'] = _array(found['mask_scores'])
             self.results.append((sample['img_id'], {**kept, 'img_id': sample['img_id']}))
 
     def compute_metrics(self, results: list[tuple[Any, dict[str, Any]]]) -> dict[str, float]:
@@ -271,6 +274,11 @@ class QuickCocoMetric(BaseMetric):
                 figures[f'{name}_precision'] = ap
         MMLogger.get_current_instance().info('\n'.join([f'{kind} AP by class', *lines]))
         return figures if self.classwise else {}
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The values for NumPy, which has no bfloat16: what evaluation under autocast leaves on a CPU."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
 
 
 def _encoded(mask: Any) -> dict[str, Any]:

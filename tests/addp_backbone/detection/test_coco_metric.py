@@ -77,6 +77,20 @@ def test_the_twelve_numbers_are_pycocotools_numbers_to_the_last_digits(tmp_path:
     assert (theirs.stats > 0).all()
 
 
+def test_detections_in_bfloat16_are_evaluated_as_their_rounded_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    annotations = _write_ground_truth(tmp_path / 'gt.json', rng)
+    samples = [_random_detections(rng, image_id, annotations) for image_id in range(1, NUM_IMAGES + 1)]
+    for sample in samples:
+        for key in ('bboxes', 'scores'):
+            sample['pred_instances'][key] = sample['pred_instances'][key].bfloat16()
+    halves = copy.deepcopy(samples)
+    for sample in samples:
+        for key in ('bboxes', 'scores'):
+            sample['pred_instances'][key] = sample['pred_instances'][key].float()
+    assert _evaluate(QUICK, tmp_path / 'gt.json', halves) == _evaluate(QUICK, tmp_path / 'gt.json', samples)
+
+
 def test_detections_of_an_unknown_image_are_refused(tmp_path: Path) -> None:
     _write_ground_truth(tmp_path / 'gt.json', np.random.default_rng(0))
     found = [dict(image_id=99, category_id=3, score=0.5, bbox=[0.0, 0.0, 5.0, 5.0])]
