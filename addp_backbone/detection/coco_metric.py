@@ -189,7 +189,7 @@ class QuickCocoMetric(BaseMetric):
         """Keeps the detections of a batch, masks as run-length codes."""
         for sample in data_samples:
             found = sample['pred_instances']
-            kept = {key: _array(found[key]) for key in ('bboxes', 'scores', 'labels')}
+            kept: dict[str, Any] = {key: _array(found[key]) for key in ('bboxes', 'scores', 'labels')}
             if 'masks' in found:
                 masks = found['masks']
                 kept['masks'] = [_encoded(mask) for mask in masks]
