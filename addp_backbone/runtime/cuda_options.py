@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 
 from addp_backbone.runtime.scale_lr import optim_wrappers
@@ -56,20 +56,17 @@ def use_cuda_options(cfg: Config, cuda: bool | None = None) -> None:
 
 def data_parallel_options(cfg: Config) -> dict[str, Any]:
     """``model_wrapper_cfg`` of a config, a new dict; mmengine's options where the config has none."""
-    return dict(
-        cfg.get('model_wrapper_cfg')
-        or dict(
-            type='MMDistributedDataParallel',
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
+    own = cfg.get('model_wrapper_cfg') or dict(
+        broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
     )
+    return {'type': 'MMDistributedDataParallel', **own}
 
 
 def _takes_non_blocking(cfg: Config, preprocessor: Mapping[str, Any]) -> bool:
-    scope = cfg.get('default_scope')
-    with DefaultScope.overwrite_default_scope(scope):
-        kind = MODELS.get(preprocessor['type']) if isinstance(preprocessor.get('type'), str) else preprocessor['type']
+    kind = preprocessor.get('type')
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:  # mmdet's, for a detector
+            kind = registry.get(kind)
     return kind is not None and 'non_blocking' in inspect.signature(kind).parameters
 
 

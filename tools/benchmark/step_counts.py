@@ -34,6 +34,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from addp_backbone.detection.instance_masks import Cutout, InstanceMasks
+from addp_backbone.runtime.cuda_options import use_cuda_options
 from addp_backbone.runtime.deferred import INTERVAL_ITERS, DeferredInfoHook
 from addp_backbone.runtime.launch import load_config
 from addp_backbone.runtime.saving import StopOnBadLoss
@@ -146,6 +147,7 @@ def classification_step(batch_size: int = 128) -> Counts:
 def detection_step(batch_size: int = 2) -> Counts:
     """Mask R-CNN of ``det_configs/addp_tiny_maskrcnn.py``."""
     cfg: Config = load_config('det_configs/addp_tiny_maskrcnn.py')
+    use_cuda_options(cfg, cuda=True)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = Runner.build_model(SimpleNamespace(), cfg.model)
