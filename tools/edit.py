@@ -92,7 +92,9 @@ def read_file(path: Path) -> Image.Image:
     """
     try:
         return read_image(path)
-    except DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
+        if str(path) in str(error):
+            raise
         raise ValueError(f'{path} {reading_error(error)}') from error
 
 

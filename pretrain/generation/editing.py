@@ -84,7 +84,7 @@ def tokens_of_mask(mask: Image.Image, image_size: tuple[int, int], model: ADDP, 
         (L,) bool: True where at least one pixel of the token's patch is to be sampled anew.
 
     Raises:
-        ValueError: If the sizes differ.
+        ValueError: If the sizes differ, or the mask is dark all over but not black (values of 0 and 1).
     """
     mask = ImageOps.exif_transpose(mask)
     if mask.size != image_size:
@@ -92,7 +92,14 @@ def tokens_of_mask(mask: Image.Image, image_size: tuple[int, int], model: ADDP, 
             f'the mask is {mask.width} x {mask.height} pixels, the image {image_size[0]} x {image_size[1]}: '
             'they must be the same'
         )
-    fitted = fit(mask_as_grey(mask), model.img_size, Image.Resampling.BOX)
+    grey = mask_as_grey(mask)
+    brightest = int(np.asarray(grey).max())
+    if 0 < brightest < _HALF:
+        raise ValueError(
+            f'the brightest pixel of the mask is {brightest} of 255, and {_HALF} and more is drawn anew: save the mask '
+            'in black and white (0 and 255)'
+        )
+    fitted = fit(grey, model.img_size, Image.Resampling.BOX)
     redrawn = (to_tensor([fitted.convert('RGB')])[:, :1] * _WHITE >= _HALF) != invert  # (1, 1, S, S)
     return F.max_pool2d(redrawn.float(), model.patch_size).flatten().bool()
 

@@ -171,10 +171,17 @@ def test_the_tool_writes_before_masks_results_and_all_side_by_side(
 def test_the_tool_names_what_is_wrong(files, image, tmp_path, capsys):
     image.save(tmp_path / 'p.png')
     (tmp_path / 'text.png').write_text('no image')
+    (tmp_path / 'cut.png').write_bytes((tmp_path / 'p.png').read_bytes()[:-600])
+    Image.fromarray(np.eye(IMG_SIZE, dtype=np.uint8)).save(tmp_path / 'ones.png')
     command = [files.config, files.checkpoint, '--out', str(tmp_path / 'out'), '--steps', '2']
     for options, message in (
         ([str(tmp_path / 'text.png'), '--ratio', '0.5'], 'cannot identify image file'),
         ([str(tmp_path / 'none.png'), '--ratio', '0.5'], 'none.png'),
+        ([str(tmp_path / 'cut.png'), '--ratio', '0.5'], 'cut.png cannot be read'),
+        (
+            [str(tmp_path / 'p.png'), '--mask', str(tmp_path / 'ones.png')],
+            'the brightest pixel of the mask is 1 of 255',
+        ),
         ([str(tmp_path / 'p.png'), '--ratio', '1.5'], 'a mask ratio must lie in [0, 1], got 1.5'),
     ):
         assert MAIN([*command, *options]) == 1
