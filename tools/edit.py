@@ -32,8 +32,8 @@ from pretrain.generation.run import fingerprint
 from pretrain.networks.addp import ADDP
 from pretrain.weights.generator import precision
 
-# OSError and ValueError say what is wrong by themselves.
 DAMAGED: tuple[type[Exception], ...] = (ImageSizeError, *({*DECODING_ERRORS} - {OSError, ValueError}))
+UNREADABLE: tuple[type[Exception], ...] = (OSError, *DAMAGED)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,7 +92,7 @@ def read_file(path: Path) -> Image.Image:
     """
     try:
         return read_image(path)
-    except (OSError, *DAMAGED) as error:
+    except UNREADABLE as error:
         if str(path) in str(error):
             raise
         raise ValueError(f'{path} {reading_error(error)}') from error

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import Compose
@@ -116,6 +117,9 @@ class Predictor:
         Args:
             pixels: (H, W, 3) uint8 **BGR**, as :func:`read_source` returns them.
             path: The file they are of, for the pipeline's metadata.
+
+        Raises:
+            UnreadableImageError: If the config's pipeline would resize a side to nothing.
         """
         shape = pixels.shape[:2]
         results: dict[str, Any] = dict(img_path=path, img_id=0, sample_idx=0)
@@ -123,7 +127,13 @@ class Predictor:
             results.update(img=pixels, img_shape=shape, ori_shape=shape)
         else:
             results.update(img=Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])))
-        data = pseudo_collate([self.pipeline(results)])
+        try:
+            data = pseudo_collate([self.pipeline(results)])
+        except cv2.error as error:  # a side of less than half a pixel
+            raise UnreadableImageError(
+                f'{path or "the image"}: has {shape[1]} x {shape[0]} pixels, too thin for the size that the config '
+                'resizes to; cut it into pieces'
+            ) from error
         with torch.inference_mode():
             sample = self.model.test_step(data)[0]
         if 'ori_shape' not in sample:
