@@ -36,7 +36,10 @@ def read_curves(work_dir: Path, keys: Sequence[str]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {key: {} for key in keys}
     for file in files:
         for line in file.read_text(encoding='utf-8').splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # cut by a kill or a full disk
+                continue
             for key in keys:
                 if key in record and 'step' in record:
                     curves[key][record['step']] = record[key]

@@ -111,3 +111,23 @@ def test_a_hundredth_of_the_usual_shared_memory_is_refused_before_training(tmp_p
         ['unshare', '-m', 'sh', '-c', script], env=environment, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 1 and 'of shared memory for the batches' in done.stderr
+
+
+def test_bad_samples_above_the_limit_of_one_process_end_all_with_a_checkpoint_that_resumes_exactly(
+    tmp_path: Path,
+) -> None:
+    damaged = {'train_dataloader.dataset.type': 'DamagedToyDataset', 'default_hooks.checkpoint.interval': 100}
+    configs = {
+        name: config_of(tmp_path, f'{name}.py', **damaged, bad_samples=dict(max_count=count, max_share=1.0))
+        for name, count in (('strict', 0), ('lenient', 5))
+    }
+    output = train(configs['strict'], tmp_path / 'run', code=1)
+    assert 'training samples cannot be used' in output and 'saved iter_' in output
+    assert len(list((tmp_path / 'run').glob('iter_*.pth'))) == 1
+    train(configs['lenient'], tmp_path / 'run', '--resume')
+    train(configs['lenient'], tmp_path / 'unbroken')
+    assert_equal_runs(tmp_path / 'unbroken', tmp_path / 'run')
+    assert {path.name for path in (tmp_path / 'unbroken').glob('bad_samples_*')} <= {
+        'bad_samples_rank0.jsonl',
+        'bad_samples_rank1.jsonl',
+    }
