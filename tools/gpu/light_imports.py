@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 REGISTERING = ('addp_backbone', 'pretrain.training')  # packages whose __init__ registers everything in them
 T = TypeVar('T')
+_stand_ins: set[str] = set()  # packages that this process has a stand-in of
 
 
 def missing_packages(names: tuple[str, ...]) -> list[str]:
-    """Those of the packages that are not installed."""
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    """Those of the packages that are not installed; a stand-in counts as missing."""
+    return [name for name in names if name in _stand_ins or importlib.util.find_spec(name) is None]
 
 
 def import_lightly() -> None:
@@ -33,12 +34,13 @@ def import_lightly() -> None:
         sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
     if not missing_packages(('mmengine',)):
         return
-    stand_ins: dict[str, dict[str, Any]] = dict(
+    _stand_ins.add('mmengine')
+    contents_of: dict[str, dict[str, Any]] = dict(
         mmengine={},
         logging=dict(print_log=_print_log),
         registry=dict(MODELS=_Registry(), FUNCTIONS=_Registry()),
     )
-    for name, contents in stand_ins.items():
+    for name, contents in contents_of.items():
         full = name if name == 'mmengine' else f'mmengine.{name}'
         module = sys.modules[full] = ModuleType(full)
         module.__dict__.update(contents)
