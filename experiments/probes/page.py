@@ -21,11 +21,10 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; mar
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc } h3 { font-size: 1em }
 table { border-collapse: collapse; font-size: .9em } td, th { padding: .2em .7em; border-bottom: 1px solid #ddd }
 td, th { text-align: right } td:first-child, th:first-child { text-align: left }
-td, th { overflow-wrap: anywhere; min-width: 3em } th { max-width: 16em } td:first-child { min-width: 8em }
+td, th { white-space: nowrap } .name { white-space: normal; overflow-wrap: anywhere; min-width: 9em }
 .wide { overflow-x: auto }
 figure { display: inline-block; margin: 0 .5em .5em 0 } figcaption { font-size: .85em; color: #555 }
 img { width: 300px; display: block } img.patches { image-rendering: pixelated } svg { max-width: 100%; height: auto }
-details { margin: 1em 0 } summary { cursor: pointer }
 """
 DESCRIPTIONS = {
     LOGISTIC: 'multinomial logistic regression on standardised tokens of {patches} training patches (more than half '
@@ -99,9 +98,9 @@ def _table(summaries: Iterable[Summary]) -> str:
         notes = '; '.join(sorted({one.note for one in summary.rows if one.note}))
         cells = (row.protocol, row.block, f'{row.fraction:.0%} ({row.num_images} images)')
         body.append(
-            f'<tr><td>{html.escape(row.backbone)}</td>'
+            f'<tr>{_name_cell(row.backbone)}'
             + ''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)
-            + f'<td title="{every}">{summary}</td><td>{len(summary.rows)}</td><td>{html.escape(notes)}</td></tr>'
+            + f'<td title="{every}">{summary}</td><td>{len(summary.rows)}</td>{_name_cell(notes)}</tr>'
         )
     return f'<div class="wide"><table>{head}{"".join(body)}</table></div>'
 
@@ -117,24 +116,27 @@ def _comparison(compared: Sequence[Compared]) -> str:
     for one in compared:
         first, second, difference = one.first.first, one.second.first, one.difference
         cells = (
-            f'{second.backbone}, block {second.block}',
             first.protocol,
             f'{first.fraction:.0%}',
             f'{difference.value:+.1f}',
             f'{difference.low:+.1f} to {difference.high:+.1f}',
             f'{difference.deviation:.1f} ({difference.num_seeds})' if difference.num_seeds > 1 else '-',
-            one.verdict,
         )
         body.append(
-            f'<tr><td>{html.escape(f"{first.backbone}, block {first.block}")}</td>'
+            f'<tr>{_name_cell(f"{first.backbone}, block {first.block}")}'
+            + _name_cell(f'{second.backbone}, block {second.block}')
             + ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
-            + '</tr>'
+            + f'{_name_cell(one.verdict)}</tr>'
         )
     return (
         '<h2>Differences</h2><p>Points of mIoU, mean over seeds. The interval is that of a paired bootstrap over the '
         'validation images, the same draws for both; the spread over label draws stands beside it. Where it holds 0 '
         f'the two are {NOT_TOLD_APART}.</p><div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
     )
+
+
+def _name_cell(text: str) -> str:
+    return f'<td class="name">{html.escape(text)}</td>'
 
 
 def _block_charts(summaries: Sequence[Summary]) -> list[str]:
@@ -207,7 +209,8 @@ def _class_table(best: Sequence[Summary], about: Mapping[str, object]) -> str:
     largest = max((one.first.fraction for one in best), default=1.0)
     shown = [one for one in best if one.first.fraction == largest]
     heads = ''.join(
-        f'<th>{html.escape(one.first.backbone)}<br>{one.first.protocol}, block {one.first.block}</th>' for one in shown
+        f'<th class="name">{html.escape(one.first.backbone)}<br>{one.first.protocol}, block {one.first.block}</th>'
+        for one in shown
     )
     scores = [np.mean([class_iou(row.areas.sum(axis=0)) for row in one.rows], axis=0) for one in shown]
     body = ''.join(
