@@ -166,7 +166,7 @@ def test_the_tool_refuses_a_gap_and_options_that_do_not_go_with_whole_detectors(
     code, _, err = convert(tmp_path / 'src.pth', tmp_path / 'dst.pth', '--whole')
     assert code == 1 and 'Missing: roi_head.mask_head.upsample.bias' in err
     code, _, err = convert(tmp_path / 'src.pth', tmp_path / 'dst.pth', '--whole', '--format', 'mae')
-    assert code == 1 and 'leave out --for and --format' in err
+    assert code == 1 and 'leave out --for, --format' in err
     assert [path.name for path in tmp_path.iterdir()] == ['src.pth']
 
 

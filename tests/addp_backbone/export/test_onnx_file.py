@@ -9,6 +9,6 @@ from addp_backbone.export.plan import ExportError
 
 
 def test_a_missing_package_is_named_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, 'PACKAGES', ('onnx', 'surely_not_installed'))
+    monkeypatch.setattr(onnx_file, 'PACKAGES', ('torch', 'surely_not_installed'))
     with pytest.raises(ExportError, match='export needs surely_not_installed: pip install'):
         onnx_file.check_packages()

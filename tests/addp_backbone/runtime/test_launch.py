@@ -92,10 +92,12 @@ def test_without_cuda_sync_bn_becomes_bn_and_ddp_gets_no_device() -> None:
     assert cfg.optim_wrapper == dict(type='BFloat16OptimWrapper', optimizer=dict(lr=1))
 
 
-def test_with_cuda_a_config_stays_as_it_is() -> None:
+def test_with_cuda_batch_norm_stays_synchronised_and_gradients_lie_in_ddps_buckets() -> None:
     cfg = Config(dict(model=dict(norm_cfg=dict(type='SyncBN')), launcher='pytorch'))
     fit_to_device(cfg, cuda=True)
-    assert cfg.model.norm_cfg.type == 'SyncBN' and 'model_wrapper_cfg' not in cfg
+    assert cfg.model.norm_cfg.type == 'SyncBN'
+    mmengines = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False)
+    assert cfg.model_wrapper_cfg == dict(mmengines, gradient_as_bucket_view=True)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ def train(config: Path, work_dir: Path, *words: str) -> int:
     return load_tool('train').main([str(config), '--work-dir', str(work_dir), *words])
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+BEFORE = [signal.getsignal(number) for number in SIGNALS]
+
+
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('unbroken')
@@ -48,8 +52,7 @@ def test_a_checkpoint_that_was_just_saved_is_not_saved_again(tmp_path: Path) -> 
 
 
 def test_signals_do_what_they_did_before_once_training_has_ended(unbroken: Path) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert [signal.getsignal(number) for number in SIGNALS] == BEFORE
 
 
 def test_a_second_signal_ends_the_process_at_once_but_two_of_one_moment_are_one_request() -> None:
