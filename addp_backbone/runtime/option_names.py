@@ -132,7 +132,8 @@ class _Walk:
     def _refuse_unknown(self, node: Mapping[str, Any], path: str, allowed: set[str]) -> None:
         for name in node:
             if isinstance(name, str) and name.isidentifier() and name not in allowed:
-                siblings = f'; next to it are {", ".join(map(str, node))}' if len(node) > 1 else ''
+                others = ', '.join(str(other) for other in node if other != name)
+                siblings = f'; next to it are {others}' if others else ''
                 guess = closest(name, set(node) - {name}) or closest(name, allowed)
                 raise LaunchError(f'{path}.{name}: there is no such option{guess or siblings}')
 

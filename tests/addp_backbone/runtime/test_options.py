@@ -82,7 +82,7 @@ def test_no_config_of_the_libraries_with_our_backbone_is_refused(config: str, tm
         (TINY, 'train_dataloader.batchsize', 'batch_size'),
         (TINY, 'train_dataloader.dataset.filter_cfg.filter_empty', 'filter_empty_gt'),
         (TINY, 'train_dataloader.dataset.pipeline.2.crop', 'crop_size'),
-        (TINY, 'optim_wrapper.optimizer.learning_rate', 'there is no such option'),
+        (TINY, 'optim_wrapper.optimizer.learning_rate', 'next to it are type, lr, betas, weight_decay$'),
         (TINY, 'optim_wrapper.clip_grad.maxnorm', 'max_norm'),
         (TINY, 'default_hooks.checkpoint.intervall', 'interval'),
         (TINY, 'val_evaluator.classwize', 'classwise'),
