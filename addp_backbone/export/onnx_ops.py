@@ -95,7 +95,9 @@ def _(
 def translations() -> dict[Any, Callable[..., Any]]:
     """What the exporter writes for the two operators: torch operator -> function that builds ONNX nodes."""
     import onnx_ir
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18  # takes onnx_ir's tensors too, which its annotations do not say
 
     def constant(values: Any, dtype: torch.dtype = torch.int64) -> Any:
         return op.Constant(value=onnx_ir.tensor(torch.tensor(values, dtype=dtype).numpy()))
