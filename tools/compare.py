@@ -16,30 +16,26 @@ The plan is YAML or JSON with the options of tools/probe.py as keys, and which b
     block: best                  # or last, or a number
     reference: random/vit_small_patch16_224    # optional: compare the others with this one alone
 
-Written into --out: results.json, results.csv, report.html, rows/. A run that is cut or killed goes on with the same
-command and ends with the same table.
+Written into --out: results.json and results.csv, costs.json and costs.csv (parameters, GFLOP, time and memory of the
+features), report.html, rows/. A run that is cut or killed goes on with the same command and ends with the same table.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from command_line import ROOT, make_parser, run_command
 
-from tqdm import tqdm
-
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
+from experiments.probes.command import add_feature_arguments, cache_settings, report, show_progress
 from experiments.probes.comparison import BEST, choose_blocks, compare, read_rule, write_comparison
-from experiments.probes.features import GB
 from experiments.probes.page import make_page
-from experiments.probes.plan import best_device, prepare, read_plan
+from experiments.probes.plan import prepare, read_plan
 from experiments.probes.results import REPORT_FILE
-from experiments.probes.settings import CacheSettings
 from experiments.probes.summary import mean_lines
 
 
@@ -49,26 +45,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('plan', type=Path, metavar='PLAN', help='what is compared, see above')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the results')
     parser.add_argument('--dry-run', action='store_true', help='check everything, tell the time it takes, run none')
-    parser.add_argument('--device', default=best_device(), help='cpu, cuda, cuda:1 ... (default: %(default)s)')
-    parser.add_argument(
-        '--cache',
-        type=Path,
-        default=ROOT / 'work_dirs/probe_features',
-        metavar='DIR',
-        help='folder of the features (default: %(default)s)',
-    )
-    parser.add_argument('--cache-gb', type=float, default=20.0, metavar='GB', help='what it may hold (%(default)s)')
+    add_feature_arguments(parser, ROOT / 'work_dirs/probe_features')
     return parser.parse_args(argv)
-
-
-def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Shows a bar."""
-    return tqdm(items, total=total, unit='image', desc='checking the data')
-
-
-def report(line: str) -> None:
-    """Prints a line at once."""
-    print(line, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,8 +55,7 @@ def run(args: argparse.Namespace) -> None:
     rule, reference = read_rule(extra.get('block', BEST)), extra.get('reference')
     if reference is not None and reference not in plan.backbones:
         raise ValueError(f'the reference {reference!r} is none of the backbones {", ".join(plan.backbones)}')
-    cache = CacheSettings(args.cache, int(args.cache_gb * GB))
-    prober, pictures = prepare(plan, cache, args.out, report, num_cores(), show_progress)
+    prober, pictures = prepare(plan, cache_settings(args), args.out, report, num_cores(), show_progress)
     for line in prober.planned_lines():
         report(line)
     if args.dry_run:
@@ -88,13 +65,14 @@ def run(args: argparse.Namespace) -> None:
     compared = compare(chosen, reference)
     about = {**finished.about, 'block': rule}
     write_comparison(args.out, finished.rows, compared, chosen, about)
-    page = make_page(finished.rows, about, pictures.photographs(), finished.galleries, compared)
+    costs = prober.costs()
+    page = make_page(finished.rows, about, pictures.photographs(), finished.galleries, compared, costs)
     replace_file(args.out / REPORT_FILE, page)
     for line in mean_lines(chosen):
         report(line)
     for pair in compared:
         report(pair.line())
-    report(f'written: {args.out}/results.json, results.csv, {REPORT_FILE}')
+    report(f'written: {args.out}/results.json, results.csv, costs.csv, {REPORT_FILE}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

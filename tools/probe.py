@@ -15,23 +15,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from command_line import ROOT, make_parser, run_command
-
-from tqdm import tqdm
 
 from addp_backbone.datasets.masks import SegmentationSplit
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
+from experiments.probes.command import add_feature_arguments, cache_settings, report, show_progress
 from experiments.probes.data import DEFAULT_SIZE, MAX_OWN_SIDE_PX
-from experiments.probes.features import GB
 from experiments.probes.page import make_page
-from experiments.probes.plan import ProbePlan, best_device, prepare, read_size
+from experiments.probes.plan import ProbePlan, prepare, read_size
 from experiments.probes.results import REPORT_FILE, RESULTS_FILE
-from experiments.probes.settings import PROTOCOLS, CacheSettings, ProbeSettings
+from experiments.probes.settings import PROTOCOLS, ProbeSettings
 from experiments.probes.summary import best_blocks, mean_lines, summarise
 
 DEFAULTS = ProbeSettings()
@@ -61,21 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the patch of the similarity maps, as shares of width and height (default: the middle)',
     )
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of the backbones')
-    parser.add_argument('--device', default=best_device(), help='cpu, cuda, cuda:1 ... (default: %(default)s)')
-    parser.add_argument(
-        '--cache',
-        type=Path,
-        default=ROOT / 'work_dirs/probe_features',
-        metavar='DIR',
-        help='folder of the features (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--cache-gb',
-        type=float,
-        default=20.0,
-        metavar='GB',
-        help='what it may hold; what was not used for longest goes',
-    )
+    add_feature_arguments(parser, ROOT / 'work_dirs/probe_features')
     return parser.parse_args(argv)
 
 
@@ -128,16 +111,6 @@ def size_argument(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Shows a bar."""
-    return tqdm(items, total=total, unit='image', desc='checking the data')
-
-
-def report(line: str) -> None:
-    """Prints a line at once."""
-    print(line, flush=True)
-
-
 def run(args: argparse.Namespace) -> None:
     """Checks everything, probes, writes the results."""
     settings = ProbeSettings(
@@ -164,8 +137,7 @@ def run(args: argparse.Namespace) -> None:
         args.mask_suffix,
         tuple(args.patch),
     )
-    cache = CacheSettings(args.cache, int(args.cache_gb * GB))
-    prober, pictures = prepare(plan, cache, args.out, report, num_cores(), show_progress)
+    prober, pictures = prepare(plan, cache_settings(args), args.out, report, num_cores(), show_progress)
     finished = prober.run(pictures)
     page = make_page(finished.rows, finished.about, pictures.photographs(), finished.galleries)
     replace_file(args.out / REPORT_FILE, page)

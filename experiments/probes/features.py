@@ -240,7 +240,7 @@ class Extraction:
                     try:
                         if not self._is_there(folder.path, number):  # another process may have ended meanwhile
                             backbone = backbone or self.make_backbone(self.blocks).to(self.device)
-                            self._write(folder.path, number, self._compute(backbone, images))
+                            self._write(folder.path, number, self.compute(backbone, images))
                     finally:
                         folder.release(number)
                 done += len(images)
@@ -254,7 +254,19 @@ class Extraction:
         return all(feature_file(folder, block, number).is_file() for block in self.blocks)
 
     @torch.inference_mode()
-    def _compute(self, backbone: nn.Module, images: Sequence[Path]) -> list[Tensor]:
+    def compute(self, backbone: nn.Module, images: Sequence[Path]) -> list[Tensor]:
+        """Reads some images and computes their tokens.
+
+        Args:
+            backbone: From ``make_backbone``, on the device.
+            images: The files.
+
+        Returns:
+            (n, h, w, channels) float16 for each block.
+
+        Raises:
+            ValueError: If a value is not finite.
+        """
         pixels = np.stack([read_resized(path, self.size) for path in images])
         batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
         mean, std = (torch.tensor(values, device=batch.device)[:, None, None] for values in (self.mean, self.std))

@@ -6,15 +6,14 @@ import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from experiments.probes.chart import Point, line_chart
-from experiments.probes.comparison import NOT_TOLD_APART, Compared
+from experiments.probes.comparison import Compared
+from experiments.probes.cost import FeatureCost
 from experiments.probes.pictures import Gallery
 from experiments.probes.results import Row
-from experiments.probes.scores import class_iou
 from experiments.probes.settings import KNN, LINEAR, LOGISTIC
 from experiments.probes.summary import Summary, best_blocks, summarise
+from experiments.probes.tables import class_table, cost_section, difference_section, score_table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
@@ -43,6 +42,7 @@ def make_page(
     photographs: Sequence[bytes],
     galleries: Sequence[Gallery],
     compared: Sequence[Compared] = (),
+    costs: Sequence[FeatureCost] = (),
 ) -> str:
     """Builds the page.
 
@@ -52,6 +52,7 @@ def make_page(
         photographs: The images of the galleries, as PNG.
         galleries: Pictures of the backbones.
         compared: Backbones compared with each other.
+        costs: What the features of the backbones cost.
 
     Returns:
         HTML that loads nothing.
@@ -63,15 +64,16 @@ def make_page(
         f'<p>{_data_sentence(about)} Scores are mIoU in per cent over the pixels that are not void, of the whole '
         f'validation set; means and standard deviations over the label draws of seed {", ".join(map(str, seeds))}.</p>',
         '<h2>Best block of each backbone</h2>',
-        _table(best_blocks(summaries)),
-        _comparison(compared),
+        score_table(best_blocks(summaries)),
+        difference_section(compared),
+        cost_section(costs),
         *_block_charts(summaries),
         *_label_charts(summaries),
         *_pictures(photographs, galleries),
         '<h2>Classes</h2>',
-        _class_table(best_blocks(summaries), about),
+        class_table(best_blocks(summaries), about),
         '<h2>All rows</h2>',
-        _table(summaries),
+        score_table(summaries),
         '<h2>Protocol</h2>',
         _protocol(about),
     ]
@@ -85,58 +87,6 @@ def _data_sentence(about: Mapping[str, object]) -> str:
     classes = about['classes']
     assert isinstance(classes, list)
     return f'{about["train_images"]} training images, {about["val_images"]} validation images, {len(classes)} classes.'
-
-
-def _table(summaries: Iterable[Summary]) -> str:
-    head = (
-        '<tr><th>backbone</th><th>protocol</th><th>block</th><th>labels</th><th>mIoU</th><th>seeds</th><th></th></tr>'
-    )
-    body = []
-    for summary in summaries:
-        row = summary.first
-        every = ', '.join(f'seed {one.seed}: {one.miou:.2f}' for one in summary.rows)
-        notes = '; '.join(sorted({one.note for one in summary.rows if one.note}))
-        cells = (row.protocol, row.block, f'{row.fraction:.0%} ({row.num_images} images)')
-        body.append(
-            f'<tr>{_name_cell(row.backbone)}'
-            + ''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)
-            + f'<td title="{every}">{summary}</td><td>{len(summary.rows)}</td>{_name_cell(notes)}</tr>'
-        )
-    return f'<div class="wide"><table>{head}{"".join(body)}</table></div>'
-
-
-def _comparison(compared: Sequence[Compared]) -> str:
-    if not compared:
-        return ''
-    head = ''.join(
-        f'<th>{name}</th>'
-        for name in ('first', 'second', 'protocol', 'labels', 'first - second', '95 %', 'sd, seeds', 'higher')
-    )
-    body = []
-    for one in compared:
-        first, second, difference = one.first.first, one.second.first, one.difference
-        cells = (
-            first.protocol,
-            f'{first.fraction:.0%}',
-            f'{difference.value:+.1f}',
-            f'{difference.low:+.1f} to {difference.high:+.1f}',
-            f'{difference.deviation:.1f} ({difference.num_seeds})' if difference.num_seeds > 1 else '-',
-        )
-        body.append(
-            f'<tr>{_name_cell(f"{first.backbone}, block {first.block}")}'
-            + _name_cell(f'{second.backbone}, block {second.block}')
-            + ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
-            + f'{_name_cell(one.verdict)}</tr>'
-        )
-    return (
-        '<h2>Differences</h2><p>Points of mIoU, mean over seeds. The interval is that of a paired bootstrap over the '
-        'validation images, the same draws for both; the spread over label draws stands beside it. Where it holds 0 '
-        f'the two are {NOT_TOLD_APART}.</p><div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
-    )
-
-
-def _name_cell(text: str) -> str:
-    return f'<td class="name">{html.escape(text)}</td>'
 
 
 def _block_charts(summaries: Sequence[Summary]) -> list[str]:
@@ -200,26 +150,6 @@ def _image(png: bytes, caption: str, style: str) -> str:
         f'<figure><img alt="{text}" class="{style}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption>'
         '</figure>'
     )
-
-
-def _class_table(best: Sequence[Summary], about: Mapping[str, object]) -> str:
-    """IoU of every class at the best blocks, mean over seeds."""
-    classes = about['classes']
-    assert isinstance(classes, list)
-    largest = max((one.first.fraction for one in best), default=1.0)
-    shown = [one for one in best if one.first.fraction == largest]
-    heads = ''.join(
-        f'<th class="name">{html.escape(one.first.backbone)}<br>{one.first.protocol}, block {one.first.block}</th>'
-        for one in shown
-    )
-    scores = [np.mean([class_iou(row.areas.sum(axis=0)) for row in one.rows], axis=0) for one in shown]
-    body = ''.join(
-        f'<tr><td>{html.escape(name)}</td>'
-        + ''.join(f'<td>{"-" if np.isnan(score[index]) else f"{score[index]:.1f}"}</td>' for score in scores)
-        + '</tr>'
-        for index, name in enumerate(classes)
-    )
-    return f'<div class="wide"><table><tr><th>class</th>{heads}</tr>{body}</table></div>'
 
 
 def _protocol(about: Mapping[str, object]) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from addp_backbone.datasets.findings import Progress
@@ -105,11 +104,6 @@ def prepare(
         report(line)
     pictures = Pictures(data.val, plan.patch, out / PICTURES_FOLDER)
     return Prober(sources, data, plan.settings, cache, out, report), pictures
-
-
-def best_device() -> str:
-    """'cuda' where there is a GPU, else 'cpu'."""
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def read_size(text: str) -> tuple[int, int]:

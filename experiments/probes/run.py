@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.probes.backbones import Source, backbone_digest, build
 from experiments.probes.bench import Bench, Job
+from experiments.probes.cost import FeatureCost, known_cost, measure_cost, write_costs
 from experiments.probes.data import ProbeData, common_size
 from experiments.probes.estimate import feature_seconds, row_seconds
 from experiments.probes.features import Extraction, FeatureCache, FeatureKey, Features, missing_bytes
@@ -133,6 +134,16 @@ class Prober:
             lines.append(f'{source.text}: {len(jobs)} rows, {len(todo)} to do, about {minutes(seconds)}')
         return [*lines, f'about {minutes(total)} in all on one CPU core (an estimate from the arithmetic)']
 
+    def costs(self) -> list[FeatureCost]:
+        """What the features of each backbone cost; measured once for an output folder and written there."""
+        costs = []
+        for source in self.sources:
+            digest, extraction = self._digest(source), self._extraction(source, (source.depth,))
+            cost = known_cost(self.store.out, source.text, digest, extraction)
+            costs.append(cost or measure_cost(source.text, digest, extraction, self.data.val.images))
+        write_costs(self.store.out, costs)
+        return costs
+
     def about(self) -> dict[str, Any]:
         """How the rows are made, for people and for ``results.json``."""
         settings = self.settings
@@ -187,19 +198,22 @@ class Prober:
         pca, similarity = ({block: pictures.files(kind, key, block) for block in blocks} for kind in KINDS)
         return Gallery(source.text, pca, similarity)
 
-    def _features(self, source: Source, digest: str, held: ExitStack) -> tuple[Features, Features]:
-        """Features of both splits, held in the cache until the stack is closed."""
-        blocks = self._all_blocks(source)
-        size = source.fitted(self.size)
-        extraction = Extraction(
+    def _extraction(self, source: Source, blocks: tuple[int, ...]) -> Extraction:
+        return Extraction(
             lambda wanted: build(source, wanted),
             blocks,
             source.mean,
             source.std,
-            size,
+            source.fitted(self.size),
             self.settings.precision,
             self.settings.device,
         )
+
+    def _features(self, source: Source, digest: str, held: ExitStack) -> tuple[Features, Features]:
+        """Features of both splits, held in the cache until the stack is closed."""
+        blocks = self._all_blocks(source)
+        extraction = self._extraction(source, blocks)
+        size = extraction.size
         splits = (self.data.train, self.data.val)
         keys = [FeatureKey(digest, self.digests[split.name][0], size, self.settings.precision) for split in splits]
         folders = [held.enter_context(self.cache.hold(key)) for key in keys]

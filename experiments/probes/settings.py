@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from experiments.probes.linear import ITERS
 from experiments.probes.logistic import L2, MAX_ITERS
 from experiments.probes.retrieval import MEMORY_SIZE, NEIGHBOURS, TEMPERATURE
@@ -131,3 +133,8 @@ class CacheSettings:
     def __post_init__(self) -> None:
         if self.max_bytes <= 0:
             raise ValueError(f'--cache-gb must be positive, got {self.max_bytes / 10**9:g}')
+
+
+def best_device() -> str:
+    """'cuda' where there is a GPU, else 'cpu'."""
+    return 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -88,7 +88,7 @@ def test_a_file_that_another_process_is_making_is_left_to_it_and_waited_for(tmp_
             assert folder.try_claim(0)
             claimed.set()
             time.sleep(0.3)
-            extraction(Counting())._write(folder.path, 0, extraction(None)._compute(Counting(), pairs.images[:2]))
+            extraction(Counting())._write(folder.path, 0, extraction(None).compute(Counting(), pairs.images[:2]))
             folder.release(0)
 
     process = context.Process(target=other)
