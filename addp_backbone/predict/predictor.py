@@ -58,6 +58,7 @@ class Predictor:
         checkpoint: The checkpoint file.
         classes: The classes.
         max_per_img: Most objects that the detector reports in an image; None without such a limit.
+        wants_bgr: Whether the pipeline takes BGR pixels, as OpenMMLab's do; classification takes RGB.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or does not fit the config.
@@ -87,7 +88,7 @@ class Predictor:
         network.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in weights.items()})
         self.model = model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
         steps = without_annotations(cfg.test_dataloader.dataset.pipeline)
-        self._wants_bgr = any(map(_reads_image, steps))  # otherwise the data set reads, as Pillow does (classification)
+        self.wants_bgr = any(map(_reads_image, steps))  # otherwise the data set reads, as Pillow does (classification)
         self.pipeline = Compose([step for step in steps if not _reads_image(step)])
         self.classes = find_classes(content.get('meta', {}), cfg, count_classes(network))
         self.score_thr = score_thr
@@ -123,7 +124,7 @@ class Predictor:
         """
         shape = pixels.shape[:2]
         results: dict[str, Any] = dict(img_path=path, img_id=0, sample_idx=0)
-        if self._wants_bgr:
+        if self.wants_bgr:
             results.update(img=pixels, img_shape=shape, ori_shape=shape)
         else:
             results.update(img=Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])))

@@ -51,6 +51,11 @@ def export() -> int:
     return run_tool('export')
 
 
+def demo() -> int:
+    """``addp-demo``."""
+    return run_tool('demo')
+
+
 def new_dataset() -> int:
     """``addp-new-dataset``."""
     return run_tool('new_dataset')

@@ -1,0 +1,1 @@
+"""A page in the browser that tries trained models: detections, class maps, features, generation and inpainting."""
