@@ -95,10 +95,17 @@ def is_image_name(name: str) -> bool:
 
 def inspect_image(path: Path) -> ImageInfo:
     """Decodes an image completely, so that a truncated file or one with other pixels is noticed; never raises."""
-    if not path.is_file():
-        return ImageInfo(error='does not exist')
+    return _inspect(path) if path.is_file() else ImageInfo(error='does not exist')
+
+
+def inspect_content(content: bytes) -> ImageInfo:
+    """The same for the content of an image file."""
+    return _inspect(io.BytesIO(content))
+
+
+def _inspect(file: Path | io.BytesIO) -> ImageInfo:
     try:
-        with open_image(path) as image:
+        with open_image(file) as image:
             orientation = _orientation(image)
             width, height = as_shown(image).size
     except DECODING_ERRORS as error:
@@ -164,7 +171,11 @@ def read_pixels(path: str | Path) -> NDArray[np.uint8]:
         OSError: As :func:`read_image`.
         ImageSizeError: As :func:`read_image`.
     """
-    content = Path(path).read_bytes()
+    return decode_pixels(Path(path).read_bytes())
+
+
+def decode_pixels(content: bytes) -> NDArray[np.uint8]:
+    """Decodes the content of an image file; result and errors are those of :func:`read_pixels`."""
     with open_image(io.BytesIO(content)) as image:
         plain = image.format in _PLAIN_FORMATS and image.mode in _PLAIN_MODES and 'transparency' not in image.info
         if plain and (image.format == 'MPO' or getattr(image, 'n_frames', 1) == 1):

@@ -9,6 +9,7 @@ from typing import Any
 from mmengine import Config
 
 from addp_backbone.datasets.coco_file import load_coco
+from addp_backbone.predict.web import is_url
 
 Identifier = int | str
 
@@ -23,7 +24,7 @@ class CocoIds:
 
     def __init__(self, categories: Sequence[Identifier], images: Mapping[Path, Identifier] | None = None) -> None:
         self.categories = list(categories)
-        self.images = {path.resolve(): key for path, key in (images or {}).items()}
+        self.images = {str(path.resolve()): key for path, key in (images or {}).items()}
         self._next = max([0, *(key for key in self.images.values() if isinstance(key, int))]) + 1
 
     @classmethod
@@ -48,23 +49,24 @@ class CocoIds:
             coco.class_ids(list(classes)), {folder / record['file_name']: record['id'] for record in coco.images}
         )
 
-    def image_id(self, path: Path) -> Identifier:
-        """The id of an image file; always the same for the same file."""
-        key = self.images.get(path.resolve())
+    def image_id(self, image: str) -> Identifier:
+        """The id of an image file, a URL, or a frame (``VIDEO#NUMBER``); always the same for the same image."""
+        image = image if is_url(image) else str(Path(image).resolve())
+        key = self.images.get(image)
         if key is None:
             key, self._next = self._next, self._next + 1
-            self.images[path.resolve()] = key
+            self.images[image] = key
         return key
 
-    def remember(self, images: Mapping[Path, Identifier]) -> None:
+    def remember(self, images: Mapping[str, Identifier]) -> None:
         """Keeps ids that an earlier run gave."""
-        self.images.update({path.resolve(): key for path, key in images.items()})
+        self.images.update({image if is_url(image) else str(Path(image).resolve()): k for image, k in images.items()})
         self._next = max([self._next, *(key + 1 for key in images.values() if isinstance(key, int))])
 
 
 def table_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of ``predictions.csv`` for one image's record: an object, a class, or the error each."""
-    common = {'file_name': record['file_name']}
+    common = {name: record[name] for name in ('file_name', 'frame', 'time_s') if name in record}
     if 'error' in record:
         return [dict(common, error=record['error'])]
     if 'objects' in record:

@@ -6,162 +6,20 @@ A further task is one more class with ``from_sample``, ``to_json``, ``draw`` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_masks
 
 from addp_backbone.files.images import encode_png
 from addp_backbone.files.run_length import encode_mask
-from addp_backbone.predict.overlays import RGBImage, draw_class_map, draw_instances, draw_probabilities
+from addp_backbone.predict.class_info import ClassInfo, Prediction, import_supervision
+from addp_backbone.predict.detections import Detections
+from addp_backbone.predict.overlays import RGBImage, draw_class_map, draw_probabilities
 
 NUM_CLASSES_SHOWN = 5  # of a classifier's
-
-
-@dataclass(frozen=True)
-class ClassInfo:
-    """The classes a model knows.
-
-    Attributes:
-        names: Class names, in the order of the model's outputs.
-        palette: An RGB colour for each.
-    """
-
-    names: tuple[str, ...]
-    palette: tuple[tuple[int, ...], ...]
-
-
-class Prediction(Protocol):
-    """What the predictions of all tasks have in common."""
-
-    @property
-    def width(self) -> int:
-        """The image's width in pixels."""
-
-    @property
-    def height(self) -> int:
-        """The image's height in pixels."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the overlay, as plain Python values."""
-
-    def draw(self, image: RGBImage) -> RGBImage:
-        """An overlay on the (height, width, 3) RGB image."""
-
-    def extra_files(self) -> dict[str, bytes]:
-        """Folder name -> content of a PNG, for what JSON is too clumsy for."""
-
-
-class _Decoded(Sequence[NDArray[np.bool_]]):
-    """The masks of run-length codes, each made when it is asked for: one at a time is in memory."""
-
-    def __init__(self, codes: list[dict[str, Any]]) -> None:
-        self.codes = codes
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, index: Any) -> Any:
-        return coco_masks.decode(self.codes[index]).astype(bool)
-
-    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
-        return (self[index] for index in range(len(self)))
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Objects in an image, the surest first.
-
-    Attributes:
-        width: The image's width in pixels.
-        height: Its height.
-        boxes: (N, 4) float32 x1, y1, x2, y2 in pixels.
-        scores: (N,) float32 in [0, 1].
-        labels: (N,) int64.
-        masks: N run-length codes (COCO; ``pycocotools.mask.decode`` turns one into pixels), or None.
-        classes: The classes.
-    """
-
-    key: ClassVar[str] = 'pred_instances'
-    width: int
-    height: int
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: list[dict[str, Any]] | None
-    classes: ClassInfo
-
-    @classmethod
-    def from_sample(cls, sample: Any, classes: ClassInfo, score_thr: float) -> Detections:
-        """Takes an mmdet data sample's instances that reach ``score_thr``."""
-        height, width = sample.ori_shape[:2]
-        instances = sample.pred_instances
-        scores = instances.scores.float().cpu().numpy()
-        order = np.argsort(-scores, kind='stable')
-        order = order[scores[order] >= score_thr]
-        masks = None
-        if 'masks' in instances:  # codes, or (N, H, W), of which one at a time is copied
-            masks = [
-                m if isinstance(m, dict) else encode_mask(m.cpu().numpy())
-                for m in map(instances.masks.__getitem__, order)
-            ]
-        return cls(
-            int(width),
-            int(height),
-            instances.bboxes.float().cpu().numpy().reshape(-1, 4)[order],
-            scores[order],
-            instances.labels.long().cpu().numpy()[order],
-            masks,
-            classes,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Objects as in COCO results, with the class name and the box's corners, too."""
-        objects = []
-        for i, (box, score, label) in enumerate(
-            zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
-        ):
-            x1, y1, x2, y2 = (round(v, 2) for v in box)
-            record = {
-                'category': self.classes.names[label],
-                'label': label,
-                'score': round(score, 4),
-                'bbox': [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                'bbox_xyxy': [x1, y1, x2, y2],
-            }
-            if self.masks is not None:
-                record['segmentation'] = self.masks[i]
-            objects.append(record)
-        return {'width': self.width, 'height': self.height, 'objects': objects}
-
-    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
-        """COCO results, unrounded, as pycocotools' ``loadRes`` takes them.
-
-        Args:
-            image_id: The image's id in the annotation file.
-            category_ids: The category id of each class, in the order of the model's classes.
-        """
-        corners = self.boxes.astype(np.float64)
-        boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1).tolist()
-        return [
-            {'image_id': image_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
-            | ({} if self.masks is None else {'segmentation': self.masks[i]})
-            for i, (box, score, label) in enumerate(zip(boxes, self.scores.tolist(), self.labels.tolist(), strict=True))
-        ]
-
-    def draw(self, image: RGBImage) -> RGBImage:
-        """Boxes, masks, labels and scores."""
-        masks = _Decoded(self.masks) if self.masks is not None else None
-        return draw_instances(
-            image, self.boxes, self.scores, self.labels, masks, self.classes.names, self.classes.palette
-        )
-
-    def extra_files(self) -> dict[str, bytes]:
-        """None: masks are in the JSON."""
-        return {}
 
 
 @dataclass(frozen=True)
@@ -202,6 +60,39 @@ class ClassMap:
     def draw(self, image: RGBImage) -> RGBImage:
         """Colours and a legend."""
         return draw_class_map(image, self.label_map, self.classes.names, self.classes.palette)
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
+        """A record for each class that occurs, in the form of COCO-Stuff's results: its pixels as a run-length code.
+
+        Args:
+            image_id: The image's id.
+            category_ids: The category id of each class, in the order of the model's classes.
+        """
+        return [
+            {
+                'image_id': image_id,
+                'category_id': category_ids[label],
+                'segmentation': encode_mask(self.label_map == label),
+            }
+            for label in np.unique(self.label_map).tolist()
+        ]
+
+    def to_supervision(self) -> Any:
+        """``supervision.Detections`` with one mask for each class that occurs, without scores.
+
+        Raises:
+            ModuleNotFoundError: If supervision is not installed.
+        """
+        supervision = import_supervision()
+        labels = np.unique(self.label_map)
+        masks = self.label_map[None] == labels[:, None, None]
+        names = np.array([self.classes.names[label] for label in labels], dtype=str)
+        return supervision.Detections(
+            xyxy=supervision.mask_to_xyxy(masks).astype(np.float32),
+            mask=masks,
+            class_id=labels.astype(np.int64),
+            data={'class_name': names},
+        )
 
     def extra_files(self) -> dict[str, bytes]:
         """The class map as a one-channel PNG."""
@@ -254,6 +145,15 @@ class ClassRanking:
             self.scores.tolist(),
             [self.classes.palette[i] for i in self.labels],
         )
+
+    def to_supervision(self) -> Any:
+        """``supervision.Classifications`` of the classes shown.
+
+        Raises:
+            ModuleNotFoundError: If supervision is not installed.
+        """
+        supervision = import_supervision()
+        return supervision.Classifications(class_id=self.labels.copy(), confidence=self.scores.copy())
 
     def extra_files(self) -> dict[str, bytes]:
         """None."""

@@ -1,4 +1,4 @@
-"""A trained model that looks at images: files, Pillow images or arrays.
+"""A trained model that looks at images: files, URLs, Pillow images, arrays, folders, patterns, videos.
 
 >>> predictor = Predictor('my_cars.py', 'work_dirs/my_cars')
 >>> detections = predictor('photos/a.jpg')
@@ -8,18 +8,18 @@ For many files, with results on disk: :func:`addp_backbone.predict.run.predict_i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import cv2
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmengine import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseTTAModel, revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -27,20 +27,18 @@ from torch import nn
 from addp_backbone.checkpoint.locate import find_checkpoint
 from addp_backbone.checkpoint.matching import unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
-from addp_backbone.datasets.palette import class_palette
-from addp_backbone.files.image_limits import check_image_size
-from addp_backbone.files.images import DECODING_ERRORS, as_shown, inspect_image, read_pixels, reading_error
-from addp_backbone.predict.predictions import ClassInfo, Prediction, prediction_from_sample
+from addp_backbone.predict.class_info import Prediction, count_classes, find_classes
+from addp_backbone.predict.detections import Detections
+from addp_backbone.predict.inputs import Frame, find_inputs
+from addp_backbone.predict.predictions import prediction_from_sample
+from addp_backbone.predict.reading import ImageSource, UnreadableImageError, read_source
+from addp_backbone.predict.tiles import Tiles, predict_in_tiles
 from addp_backbone.runtime.launch import load_config
 from addp_backbone.runtime.runner import check_weights
 from addp_backbone.runtime.unlabelled import without_annotations
 
 DEFAULT_SCORE_THR = 0.3
-ImageSource = str | Path | Image.Image | NDArray[np.uint8]
-
-
-class UnreadableImageError(ValueError):
-    """An image file is missing, truncated or no image."""
+TILED_SCOPES = ('mmdet', 'mmseg')
 
 
 class Predictor:
@@ -52,6 +50,8 @@ class Predictor:
         score_thr: Detections below are left out.
         device: Where to compute; None takes the first GPU if there is one.
         options: Replaces values of the config, as ``--cfg-options`` does.
+        tiles: How large images are cut; None looks at each as the config's pipeline resizes it.
+        allow_urls: Whether URLs are fetched (limits: :mod:`addp_backbone.predict.web`).
 
     Attributes:
         config: The config as it is used.
@@ -63,6 +63,7 @@ class Predictor:
     Raises:
         CheckpointError: If the checkpoint cannot be read or does not fit the config.
         LaunchError: If the config does not exist, or options do not fit it.
+        ValueError: If tiles are wanted of a model that neither detects nor segments.
     """
 
     def __init__(
@@ -72,9 +73,14 @@ class Predictor:
         score_thr: float = DEFAULT_SCORE_THR,
         device: str | None = None,
         options: dict[str, Any] | None = None,
+        tiles: Tiles | None = None,
+        allow_urls: bool = False,
     ):
         cfg = load_config(str(config), options)
         self.config, self.checkpoint = cfg, find_checkpoint(checkpoint)
+        if tiles is not None and cfg.get('default_scope') not in TILED_SCOPES:
+            raise ValueError('tiles are for detection and segmentation, not for classes of a whole image')
+        self.tiles, self.allow_urls = tiles, allow_urls
         content = read_checkpoint(self.checkpoint)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         if cfg.model.get('num_classes', 0) is None:  # left open, as the data tells: a checkpoint has noted it
@@ -97,23 +103,55 @@ class Predictor:
         if hasattr(network, 'roi_head') and test_cfg:
             test_cfg['encode_masks'] = True  # a mask at a time in pixels, where the mask head can
 
-    def __call__(self, image: ImageSource) -> Prediction:
-        """Predicts for one image.
+    @overload
+    def __call__(self, image: ImageSource) -> Prediction: ...
+
+    @overload
+    def __call__(self, image: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
+
+    def __call__(self, image: ImageSource | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
+        """Predicts for one image, or for a list of images of any sizes.
 
         Args:
-            image: A file; an image as Pillow opens it; or (H, W, 3) uint8 RGB. A file gives the same result as what
-                Pillow opens from it, and as its pixels in a viewer's frame.
+            image: A file; a URL; an image as Pillow opens it; or (H, W, 3) uint8 RGB. A file gives the same result as
+                what Pillow opens from it, and as its pixels in a viewer's frame. Of a list each in turn, so that a
+                result does not depend on its neighbours.
 
         Raises:
             UnreadableImageError: If a file is missing, truncated or no image, or an image is beyond the limits of
                 :mod:`addp_backbone.files.image_limits`.
             TypeError: If an array is not (H, W, 3) uint8.
+            ValueError: If it is a URL and ``allow_urls`` is not set.
         """
+        if isinstance(image, list | tuple):
+            return [self(one) for one in image]
         path = str(image) if isinstance(image, (str, Path)) else ''
-        return self.predict_pixels(read_source(image), path)
+        return self.predict_pixels(read_source(image, self.allow_urls), path)
+
+    def iterate(
+        self, sources: str | Path | Sequence[str | Path], every: int = 1, max_frames: int | None = None
+    ) -> Iterator[tuple[Frame, Prediction]]:
+        """Predicts for folders, glob patterns, videos, streams, files and URLs; one image is in memory at a time.
+
+        Args:
+            sources: What :func:`addp_backbone.predict.inputs.find_inputs` takes.
+            every: Every which frame of a video.
+            max_frames: Most frames of each video; None for all.
+
+        Yields:
+            The frame (source, number, time) and its prediction.
+
+        Raises:
+            UnreadableImageError: At the first image that cannot be read; ``predict_images`` notes them instead.
+            ValueError: If a source has no image.
+        """
+        given = [sources] if isinstance(sources, (str, Path)) else sources
+        inputs = find_inputs(given, allow_urls=self.allow_urls, every=every, max_frames=max_frames)
+        for frame in inputs.frames():
+            yield frame, self.predict_pixels(frame.read(), frame.source)
 
     def predict_pixels(self, pixels: NDArray[np.uint8], path: str = '') -> Prediction:
-        """Predicts for pixels that are in memory.
+        """Predicts for pixels that are in memory; in tiles, if the predictor was made with them.
 
         Args:
             pixels: (H, W, 3) uint8 **BGR**, as :func:`read_source` returns them.
@@ -122,6 +160,11 @@ class Predictor:
         Raises:
             UnreadableImageError: If the config's pipeline would resize a side to nothing.
         """
+        if self.tiles is not None:
+            return predict_in_tiles(self._predict, pixels, path, self.tiles)
+        return self._predict(pixels, path)
+
+    def _predict(self, pixels: NDArray[np.uint8], path: str) -> Prediction:
         shape = pixels.shape[:2]
         results: dict[str, Any] = dict(img_path=path, img_id=0, sample_idx=0)
         if self.wants_bgr:
@@ -139,36 +182,10 @@ class Predictor:
             sample = self.model.test_step(data)[0]
         if 'ori_shape' not in sample:
             sample.set_metainfo(dict(ori_shape=shape))
-        return prediction_from_sample(sample, self.classes, self.score_thr)
-
-
-def read_source(image: ImageSource) -> NDArray[np.uint8]:
-    """Reads an image in any of the forms that :class:`Predictor` takes.
-
-    Returns:
-        (H, W, 3) uint8 BGR, in the frame that a viewer shows.
-
-    Raises:
-        UnreadableImageError: If it cannot be read, or is beyond the limits on sizes.
-        TypeError: If an array is not (H, W, 3) uint8.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise TypeError(f'got an array {image.shape} of {image.dtype}, wanted (H, W, 3) of uint8: RGB, 0 to 255')
-        return np.ascontiguousarray(image[..., ::-1])
-    try:
-        if isinstance(image, Image.Image):
-            check_image_size(*image.size)
-            return np.ascontiguousarray(np.asarray(as_shown(image))[..., ::-1])
-        info = inspect_image(Path(image))  # decodes as Pillow does, which notices what is truncated
-        if info.error:
-            raise UnreadableImageError(f'{image}: {info.error}')
-        return read_pixels(image)
-    except UnreadableImageError:
-        raise
-    except DECODING_ERRORS as error:
-        name = 'the image' if isinstance(image, Image.Image) else f'{image}:'
-        raise UnreadableImageError(f'{name} {reading_error(error)}') from error
+        prediction = prediction_from_sample(sample, self.classes, self.score_thr)
+        if isinstance(prediction, Detections) and len(prediction.scores) == self.max_per_img:
+            return replace(prediction, at_limit=True)
+        return prediction
 
 
 def _reads_image(step: Any) -> bool:
@@ -180,44 +197,3 @@ def _detector_test_cfg(network: nn.Module) -> Any:
     """Where a detector's limits stand: ``test_cfg.rcnn`` of two stages, ``test_cfg`` of one; else an empty dict."""
     stages: Any = getattr(getattr(network, 'roi_head', network), 'test_cfg', None)
     return stages if isinstance(stages, dict) else {}
-
-
-def count_classes(model: nn.Module) -> int | None:
-    """Number of classes of a model's head; None if it has none that is known."""
-    for name in ('roi_head.bbox_head', 'decode_head', 'bbox_head', 'head'):
-        head: Any = model
-        for part in name.split('.'):
-            head = getattr(head, part, None)
-        head = head[-1] if isinstance(head, nn.ModuleList) else head
-        if getattr(head, 'num_classes', None):
-            return int(head.num_classes)
-    return int(model.num_classes) if isinstance(getattr(model, 'num_classes', None), int) else None  # type: ignore[arg-type]
-
-
-def find_classes(meta: Mapping[str, Any], cfg: Config, num_classes: int | None) -> ClassInfo:
-    """Finds class names and colours: in the checkpoint, in the config, or at the data set's class.
-
-    Args:
-        meta: The checkpoint's ``meta``.
-        cfg: The config.
-        num_classes: How many the model has; a source with another number is passed over.
-
-    Returns:
-        Names and colours; where no source fits, 'class 0' and so on in colours of ours.
-    """
-    dataset = cfg.test_dataloader.dataset
-    kind = dataset.type
-    if isinstance(kind, str):  # get() alone looks in mmengine's registry, which does not have the libraries' data sets
-        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            kind = registry.get(kind)
-    for source in (meta.get('dataset_meta'), dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
-        names = (source or {}).get('classes')
-        if names and (num_classes is None or len(names) == num_classes):
-            palette = (source or {}).get('palette') or ()
-            fits = len(palette) == len(names) and not isinstance(palette, str)
-            return ClassInfo(
-                tuple(names),
-                tuple(tuple(int(c) for c in color) for color in (palette if fits else class_palette(len(names)))),
-            )
-    count = num_classes or 0
-    return ClassInfo(tuple(f'class {i}' for i in range(count)), tuple(class_palette(count)))

@@ -17,12 +17,26 @@ from typing import Any
 
 from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
 from addp_backbone.predict.coco_ids import table_rows
-from addp_backbone.predict.sources import LINES_FILE, RECORDS_FILE, RESULT_FOLDERS
+from addp_backbone.predict.inputs import record_key
+from addp_backbone.predict.sources import LABELME_FOLDER, LINES_FILE, RECORDS_FILE, RESULT_FOLDERS
 
 Record = dict[str, Any]
 COCO_FILE, TABLE_FILE = 'coco_results.json', 'predictions.csv'
 COCO_KEY = 'coco'  # of a line: the image's results at full precision
-COLUMNS = ('file_name', 'category', 'label', 'score', 'x', 'y', 'width', 'height', 'fraction', 'error')
+COLUMNS = (
+    'file_name',
+    'frame',
+    'time_s',
+    'category',
+    'label',
+    'score',
+    'x',
+    'y',
+    'width',
+    'height',
+    'fraction',
+    'error',
+)
 
 
 class ResultFolder:
@@ -53,41 +67,47 @@ class ResultFolder:
         for name in (RECORDS_FILE, COCO_FILE, TABLE_FILE):
             (folder / name).unlink(missing_ok=True)
 
-    def done(self) -> dict[Path, str]:
-        """Path -> name of the images that have a result, and whose files are still as they were then."""
+    def done(self) -> dict[str, str]:
+        """Key -> name of the images that have a result, and whose files are still as they were then."""
         return {
-            Path(record['file_name']): record['name']
+            record_key(record): record['name']
             for _, record in self._read_lines()
             if 'error' not in record and record.get('file') == file_state(Path(record['file_name']))
         }
 
-    def add(self, record: Record, images: Mapping[str, bytes]) -> None:
+    def add(self, record: Record, files: Mapping[str, bytes]) -> None:
         """Writes the result of one image.
 
         Args:
             record: With ``file_name`` and, unless there is an ``error``, ``name``.
-            images: Sub-folder -> content of a PNG.
+            files: Sub-folder -> content of a PNG, or of JSON in :data:`LABELME_FOLDER`.
         """
-        for child, png in images.items():
-            replace_file(self.folder / child / f'{record["name"]}.png', png)
+        for child, content in files.items():
+            ending = '.json' if child == LABELME_FOLDER else '.png'
+            replace_file(self.folder / child / f'{record["name"]}{ending}', content)
         line = {**record, 'file': file_state(Path(record['file_name']))}
         with self.lines.open('a', encoding='utf-8') as file:  # opened anew: an image takes far longer than that
             file.write(json.dumps(line) + '\n')
 
-    def image_ids(self) -> dict[Path, Any]:
-        """Path -> id of the images that got one for COCO results."""
-        return {Path(r['file_name']): r['image_id'] for _, r in self._read_lines() if 'image_id' in r}
+    def image_ids(self) -> dict[str, Any]:
+        """Key -> id of the images that got one for COCO results."""
+        return {record_key(r): r['image_id'] for _, r in self._read_lines() if 'image_id' in r}
 
-    def finish(self, order: Mapping[Path, str], formats: Sequence[str] = ('json',)) -> None:
+    def finish(self, order: Sequence[str], formats: Sequence[str] = ('json',)) -> None:
         """Writes what is made of all records; images that are not in ``order`` stand behind the others.
 
         Args:
-            order: The images in the order that is wanted.
+            order: Files, URLs and videos in the order that is wanted; the frames of a video come in theirs.
             formats: 'coco' adds ``coco_results.json``, 'csv' ``predictions.csv``; ``predictions.json`` is always made.
         """
-        latest = {Path(record['file_name']): number for number, (_, record) in enumerate(self._read_lines())}
-        wanted = [path for path in order if path in latest] + [path for path in latest if path not in order]
-        numbers = [latest[path] for path in wanted]
+        rank = {source: position for position, source in enumerate(order)}
+        latest, ranks = {}, {}
+        for number, (_, record) in enumerate(self._read_lines()):
+            key = record_key(record)
+            latest[key] = number
+            ranks[key] = (rank.get(record['file_name'], len(rank)), record.get('frame', -1))
+        wanted = sorted(latest, key=ranks.__getitem__)
+        numbers = [latest[key] for key in wanted]
         if 'coco' in formats:
             results = (one for record in self._records(numbers) for one in record.get(COCO_KEY, ()))
             replace_file(self.folder / COCO_FILE, json_pieces(results, '[', ']'))

@@ -1,62 +1,126 @@
-"""Which images a prediction is asked for: files, folders and patterns, without the results of earlier predictions."""
+"""Which images and videos a prediction is asked for, without the results of earlier predictions."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name
+from addp_backbone.predict.reading import URLsNotAllowedError
+from addp_backbone.predict.videos import is_stream, is_video_name, without_password
+from addp_backbone.predict.web import DownloadError, check_url, is_url
 
-OVERLAY_FOLDER, LABEL_MAP_FOLDER = 'overlays', 'label_maps'
-RESULT_FOLDERS = (OVERLAY_FOLDER, LABEL_MAP_FOLDER)
+OVERLAY_FOLDER, LABEL_MAP_FOLDER, LABELME_FOLDER = 'overlays', 'label_maps', 'labelme'
+RESULT_FOLDERS = (OVERLAY_FOLDER, LABEL_MAP_FOLDER, 'instance_maps', LABELME_FOLDER)
 RECORDS_FILE, LINES_FILE = 'predictions.json', 'predictions.jsonl'
 _APPLE_DOUBLE = '._'  # beside every file that macOS copies to foreign file systems; no images
 
 
-def find_images(
-    sources: Sequence[str | Path], out: str | Path | None = None, names: Mapping[Path, str] | None = None
-) -> dict[Path, str]:
-    """Finds image files.
-
-    What predictions wrote is never found: neither in ``out`` where that lies in a folder of images, nor in the
-    sub-folders ``overlays`` and ``label_maps`` beside the ``predictions.json`` of an earlier one.
+def find_images(sources: Sequence[str | Path], out: str | Path | None = None) -> dict[Path, str]:
+    """Finds image files: :func:`find_sources` without videos and URLs.
 
     Args:
         sources: Files, folders or glob patterns.
         out: Folder that the results are written to.
-        names: Path -> name of images that have one already (an earlier run's).
 
     Returns:
-        Path -> name without ending, unique also where upper and lower case are one, with sub-folders of a folder given;
-        in the order of the sources, each sorted.
+        Path -> name without ending, as in :func:`find_sources`.
 
     Raises:
-        ValueError: If a source has no image.
+        ValueError: If a source has no image, or is a video or URL.
     """
-    given = dict(names or {})
+    names, videos = find_sources(sources, out)
+    if videos:
+        raise ValueError(f'{videos[0]}: is a video, wanted images')
+    return {Path(source): name for source, name in names.items()}
+
+
+def find_sources(
+    sources: Sequence[str | Path],
+    out: str | Path | None = None,
+    done: Mapping[str, str] | None = None,
+    allow_urls: bool = False,
+) -> tuple[dict[str, str], list[str]]:
+    """Finds image files, videos and URLs; a folder gives its images only.
+
+    What predictions wrote is never found: neither in ``out`` where that lies in a folder of images, nor in the
+    sub-folders for results beside the ``predictions.json`` of an earlier one.
+
+    Args:
+        sources: Files, folders, glob patterns, URLs of http or https, ``camera:N``, streams.
+        out: Folder that the results are written to.
+        done: Source -> name of images that have one already (an earlier run's); of a frame of a video ``VIDEO#NUMBER``
+            -> ``NAME/NUMBER``.
+        allow_urls: Whether URLs and streams of the network may be among the sources.
+
+    Returns:
+        Source -> name without ending, unique also where upper and lower case are one, with sub-folders of a folder
+        given; in the order of the sources, each sorted. And those that are videos, whose names are folders'.
+
+    Raises:
+        ValueError: If a source has no image, or is a URL that is not allowed or no URL.
+    """
+    given = dict(done or {})
     taken = _Names(given.values())
-    found: dict[Path, str] = {}
+    for key, name in list(given.items()):
+        video, number, _ = key.rpartition('#')
+        if number and is_video_name(video):
+            given[video] = name.rpartition('/')[0]
+            taken.videos.add(given[video].casefold())
+    found: dict[str, str] = {}
+    videos: list[str] = []
     for source in map(str, sources):
         root = Path(source)
-        paths = list(_images_of(source, None if out is None else Path(out)))
-        if not paths:
-            raise ValueError(
-                f'{source}: no such image'
-                + (
-                    f' ({", ".join(IMAGE_ENDINGS)}) in this folder'
-                    if root.is_dir()
-                    else ', folder with images or glob pattern that matches one'
-                )
+        for item in _items_of(source, None if out is None else Path(out), allow_urls):
+            if item in found:
+                continue
+            if is_stream(item) or (is_video_name(item) and not is_url(item)):
+                videos.append(item)
+                found[item] = given.get(item) or taken.add_video(_name_of(item, root))
+            else:
+                found[item] = given.get(item) or taken.add(_name_of(item, root))
+    return found, videos
+
+
+def _items_of(source: str, out: Path | None, allow_urls: bool) -> list[str]:
+    """The images and videos that one source means."""
+    if is_stream(source) or is_url(source):
+        if is_url(source) and not allow_urls:
+            raise URLsNotAllowedError(without_password(source))
+        if not is_stream(source):
+            try:
+                check_url(source)
+            except DownloadError as error:
+                raise ValueError(f'{source}: {error}') from error
+            if is_video_name(urlsplit(source).path):
+                raise ValueError(f'{source}: is a video on the web: fetch the file, and give that')
+        return [source]
+    paths = [str(path) for path in _images_of(source, out)]
+    if not paths:
+        kinds = ', '.join(IMAGE_ENDINGS)
+        raise ValueError(
+            f'{source}: no such image'
+            + (
+                f' ({kinds}) in this folder'
+                if Path(source).is_dir()
+                else ', video, folder with images or glob pattern that matches one'
             )
-        for path in paths:
-            if path not in found:
-                name = path.relative_to(root) if root.is_dir() else Path(path.name)
-                found[path] = given.get(path) or taken.add(name.with_suffix('').as_posix())
-    return found
+        )
+    return paths
+
+
+def _name_of(item: str, root: Path) -> str:
+    """The name that results of an image should have: its file's without ending, below a folder given."""
+    if is_stream(item) or is_url(item):
+        last = unquote(urlsplit(item).path.rpartition('/')[2] if is_url(item) else item)
+        return re.sub(r'[^\w.-]+', '_', Path(last).stem).strip('._') or 'image'
+    return (Path(item).relative_to(root) if root.is_dir() else Path(Path(item).name)).with_suffix('').as_posix()
 
 
 def _images_of(source: str, out: Path | None) -> Iterator[Path]:
@@ -100,6 +164,7 @@ class _Names:
     def __init__(self, names: Collection[str]) -> None:
         self.files: set[str] = set()
         self.folders: set[str] = set()
+        self.videos: set[str] = set()  # folders that frames are numbered in
         for name in names:
             self._take(name.casefold())
 
@@ -107,13 +172,22 @@ class _Names:
         """The name, or the first of ``NAME_2``, ``NAME_3`` ... that is free; folders called like a file get a ``_``."""
         *folders, last = name.split('/')
         for depth in range(len(folders)):
-            while '/'.join(folders[: depth + 1]).casefold() in self.files:
+            while '/'.join(folders[: depth + 1]).casefold() in self.files | self.videos:
                 folders[depth] += '_'
         base = candidate = '/'.join((*folders, last))
         number = 2
         while any(f'{candidate}.png'.casefold() in taken for taken in (self.files, self.folders)):
             candidate, number = f'{base}_{number}', number + 1
         self._take(candidate.casefold())
+        return candidate
+
+    def add_video(self, name: str) -> str:
+        """A folder for frames: the name, or the first of ``NAME_2``, ``NAME_3`` ... in which nothing else lies."""
+        candidate, number = name, 2
+        while candidate.casefold() in self.folders | self.files:
+            candidate, number = f'{name}_{number}', number + 1
+        self.videos.add(candidate.casefold())
+        self._take(f'{candidate}/frame'.casefold())
         return candidate
 
     def _take(self, name: str) -> None:

@@ -12,40 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mmengine import Config
 from PIL import Image
 from pycocotools import mask as coco_masks
+from stub_predictor import StubPredictor
 
 from addp_backbone.datasets.palette import class_palette
-from addp_backbone.files.run_length import encode_mask
-from addp_backbone.predict.predictions import ClassInfo, ClassMap, Detections
+from addp_backbone.predict.predictions import ClassInfo, ClassMap
 from addp_backbone.predict.result_folder import ResultFolder
 from addp_backbone.predict.run import iterate_predictions
 from addp_backbone.predict.sources import find_images
-
-CLASSES = ClassInfo(('disc', 'box'), tuple(class_palette(2)))
-
-
-class StubPredictor:
-    """Predicts one disc as large as the image; fails where the upper left pixel is black."""
-
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        leaf = folder / 'leaf.py'
-        leaf.write_text('model = dict()\ntest_dataloader = dict(dataset=dict(pipeline=[]))\n')
-        self.config, self.checkpoint = Config.fromfile(leaf), folder / 'weights.pth'
-        self.checkpoint.write_bytes(b'weights')
-        self.classes, self.score_thr, self.max_per_img = CLASSES, 0.3, 100
-        self.seen: list[str] = []
-        self.__dict__.update(changes)
-
-    def predict_pixels(self, pixels: np.ndarray, path: str) -> Detections:
-        self.seen.append(Path(path).name)
-        if not pixels[0, 0].any():
-            raise RuntimeError('out of memory')
-        height, width = pixels.shape[:2]
-        mask = encode_mask(np.ones((height, width), bool))
-        box = np.array([[0, 0, width, height]], np.float32)
-        return Detections(width, height, box, np.ones(1, np.float32), np.zeros(1, np.int64), [mask], CLASSES)
 
 
 @pytest.fixture
