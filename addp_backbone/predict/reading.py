@@ -18,7 +18,7 @@ from addp_backbone.files.images import (
     read_pixels,
     reading_error,
 )
-from addp_backbone.predict.web import fetch, is_url
+from addp_backbone.predict.web import URLsNotAllowedError, fetch, is_url
 
 ImageSource = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -61,13 +61,6 @@ def read_source(image: ImageSource, allow_urls: bool = False) -> NDArray[np.uint
     except DECODING_ERRORS as error:
         name = 'the image' if isinstance(image, Image.Image) else f'{image}:'
         raise UnreadableImageError(f'{name} {reading_error(error)}') from error
-
-
-class URLsNotAllowedError(ValueError):
-    """A source is a URL, and nobody said that URLs may be fetched."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(f'{url}: is a URL; --allow-urls (in Python allow_urls=True) lets it be fetched')
 
 
 def _read_url(url: str, allowed: bool) -> NDArray[np.uint8]:

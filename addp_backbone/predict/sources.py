@@ -12,9 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from addp_backbone.files.images import IMAGE_ENDINGS, is_image_name
-from addp_backbone.predict.reading import URLsNotAllowedError
 from addp_backbone.predict.videos import is_stream, is_video_name, without_password
-from addp_backbone.predict.web import DownloadError, check_url, is_url
+from addp_backbone.predict.web import DownloadError, URLsNotAllowedError, check_url, is_url
 
 OVERLAY_FOLDER, LABEL_MAP_FOLDER, LABELME_FOLDER = 'overlays', 'label_maps', 'labelme'
 RESULT_FOLDERS = (OVERLAY_FOLDER, LABEL_MAP_FOLDER, 'instance_maps', LABELME_FOLDER)

@@ -26,8 +26,8 @@ from torchvision.ops import nms
 
 from addp_backbone.files.run_length import encode_region
 from addp_backbone.predict.class_info import Prediction
+from addp_backbone.predict.class_results import ClassMap
 from addp_backbone.predict.detections import Detections
-from addp_backbone.predict.predictions import ClassMap
 
 MIN_TILE_PX = 32
 CUT_SHARE = 0.01  # a box that ends within this share of the tile's side from an inner border may be cut by it

@@ -39,6 +39,13 @@ class DownloadError(OSError):
     """An image could not be fetched, or fetching it is not allowed."""
 
 
+class URLsNotAllowedError(ValueError):
+    """A source is a URL, and nobody said that URLs may be fetched."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f'{url}: is a URL; --allow-urls (in Python allow_urls=True) lets it be fetched')
+
+
 def is_url(source: str) -> bool:
     """Whether a source is a URL of any scheme."""
     return _SCHEME.match(source) is not None
