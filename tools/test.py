@@ -1,6 +1,7 @@
 """Evaluates a checkpoint and reports AP, mIoU or top-1, whichever the config measures.
 
-python tools/test.py CONFIG CKPT [--out METRICS.json] [--show-dir D] [--work-dir D] [--cfg-options k=v ...]
+python tools/test.py CONFIG CKPT [--out METRICS.json] [--per-image F.npz] [--show-dir D] [--work-dir D]
+                     [--cfg-options k=v ...]
 python tools/test.py CONFIG CKPT --format-only      data without labels: writes WORK_DIR/results.*, measures nothing
 tools/dist_test.sh CONFIG CKPT PROCESSES [the same options]      several processes, same numbers
 """
@@ -24,6 +25,7 @@ from addp_backbone.checkpoint.storage import CheckpointError
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.config_checks import LaunchError, check_data
 from addp_backbone.runtime.distributed import start_processes, stop_processes
+from addp_backbone.runtime.image_areas import keep_image_results
 from addp_backbone.runtime.launch import (
     add_arguments,
     draw_predictions,
@@ -61,6 +63,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='fp32',
         help='bf16 and fp16: of the backbone; publish numbers of fp32 (default: %(default)s)',
     )
+    parser.add_argument(
+        '--per-image',
+        metavar='F.npz',
+        help='file for what AP and mIoU follow from, image by image, which tools/compare.py draws intervals from',
+    )
     parser.add_argument('--show-dir', metavar='D', help='folder for an overlay of every image')
     return parser.parse_args(argv)
 
@@ -85,6 +92,8 @@ def run(args: argparse.Namespace) -> None:
         written = format_only(cfg, Path(args.out).with_suffix('') if args.out else Path(cfg.work_dir, 'results'))
     else:
         check_labels(cfg)
+    if args.per_image:
+        keep_image_results(cfg, args.per_image)
     check_data(cfg, 'test')
     settle_classes(cfg)
     start_processes(args.launcher, set_timeouts(cfg))

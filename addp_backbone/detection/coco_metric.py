@@ -28,7 +28,9 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from addp_backbone.datasets.coco_file import CocoError, CocoFile, load_coco
+from addp_backbone.detection.image_matches import matches_of
 from addp_backbone.files.atomic import replace_file
+from addp_backbone.files.image_results import write_image_results
 
 STATS = {
     name: index
@@ -119,6 +121,14 @@ class CocoEvaluation(COCOeval_faster):
             )
         return mask_codec.iou(ours, theirs, [int(annotation.get('iscrowd', 0)) for annotation in truth])
 
+    def objects(self, image: int, label: int) -> list[dict[str, Any]]:
+        """Annotations of an image and class, in the order of the columns of :attr:`ious`."""
+        return self._truth[image, label]
+
+    def detected_scores(self, image: int, label: int) -> NDArray[np.float64]:
+        """Scores of an image's detections of a class, in the order in which they were given."""
+        return np.array([detection['score'] for detection in self._found[image, label]], np.float64)
+
     def _areas(self, detections: list[dict[str, Any]]) -> list[float]:
         if self.params.iouType == 'bbox':
             return [detection['bbox'][2] * detection['bbox'][3] for detection in detections]
@@ -146,6 +156,8 @@ class QuickCocoMetric(BaseMetric):
         format_only: Only write the detections, for data without ground truth.
         outfile_prefix: Where to write detections, as ``{outfile_prefix}.bbox.json`` and ``.segm.json`` with the data
             set's image and category ids; None does not write.
+        matches_file: Where to write which detections of each image hit an object (``.npz``), which intervals of AP
+            follow from (:mod:`addp_backbone.detection.image_matches`); None does not write.
         collect_device: 'cpu' or 'gpu', through which processes exchange results.
         prefix: What figures' names begin with.
 
@@ -166,6 +178,7 @@ class QuickCocoMetric(BaseMetric):
         metric_items: Sequence[str] | None = None,
         format_only: bool = False,
         outfile_prefix: str | None = None,
+        matches_file: str | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
     ) -> None:
@@ -182,6 +195,7 @@ class QuickCocoMetric(BaseMetric):
         self.metric_items = list(STATS)[:6] if metric_items is None else list(metric_items)
         self.format_only = format_only
         self.outfile_prefix = outfile_prefix
+        self.matches_file = matches_file
         self.coco: CocoFile = load_coco(ann_file, with_annotations=not format_only)
         self.cat_ids: list[Any] | None = None
 
@@ -203,6 +217,7 @@ class QuickCocoMetric(BaseMetric):
         self.cat_ids = self.coco.class_ids(classes)
         logger = MMLogger.get_current_instance()
         figures: dict[str, float] = {}
+        matches: dict[str, dict[str, NDArray[Any]]] = {}
         for kind in self.metrics:
             detections = [detection for _, prediction in results for detection in self._detections(prediction, kind)]
             if self.outfile_prefix is not None:
@@ -212,12 +227,19 @@ class QuickCocoMetric(BaseMetric):
                 continue
             if not detections:
                 logger.error('The testing results of the whole dataset are empty.')
-                break
+                if self.matches_file is None:
+                    break
             evaluation = self._evaluate(detections, kind)
+            if self.matches_file is not None:
+                matches[kind] = matches_of(evaluation, [str(key) for key in self._image_ids()]).arrays()
+                if not detections:
+                    continue
             figures.update(self._figures_of_classes(evaluation.eval['precision'], kind, classes))
             for name in self.metric_items:
                 figures[f'{kind}_{name}'] = float(f'{round(evaluation.stats[STATS[name]], 3)}')
             logger.info(f'{kind}_mAP_copypaste: ' + ' '.join(f'{value:.3f}' for value in evaluation.stats[:6]))
+        if matches and self.matches_file is not None:
+            write_image_results(self.matches_file, matches)
         return figures
 
     def _detections(self, prediction: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -244,8 +266,7 @@ class QuickCocoMetric(BaseMetric):
     def _evaluate(self, detections: list[dict[str, Any]], kind: str) -> CocoEvaluation:
         """Numbers images and classes by their order, as the evaluation wants integers in ascending order."""
         assert self.cat_ids is not None
-        image_ids = sorted((record['id'] for record in self.coco.images), key=lambda key: (isinstance(key, str), key))
-        images = {key: number for number, key in enumerate(image_ids, start=1)}
+        images = {key: number for number, key in enumerate(self._image_ids(), start=1)}
         categories = {key: number for number, key in enumerate(self.cat_ids, start=1)}
         unknown = sorted({str(d['image_id']) for d in detections if d['image_id'] not in images})
         if unknown:
@@ -260,6 +281,10 @@ class QuickCocoMetric(BaseMetric):
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.run()
         return evaluation
+
+    def _image_ids(self) -> list[Any]:
+        """Ids of all images, ascending."""
+        return sorted((record['id'] for record in self.coco.images), key=lambda key: (isinstance(key, str), key))
 
     def _figures_of_classes(self, precision: np.ndarray, kind: str, classes: Sequence[str]) -> dict[str, float]:
         """AP of each class (all sizes, most detections an image), logged; returned if they are wanted."""

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from addp_backbone.files.mask_areas import count_areas
 from experiments.probes.linear import fit_linear
 from experiments.probes.logistic import fit_logistic
 from experiments.probes.patches import choose_images
 from experiments.probes.reading import read_labels
 from experiments.probes.results import Row
 from experiments.probes.retrieval import PatchMemory
-from experiments.probes.scores import count_areas, upsampled_classes
+from experiments.probes.scores import upsampled_classes
 from experiments.probes.settings import KNN, LINEAR, LOGISTIC, ProbeSettings, block_label
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def paired_difference(
     in the interval but in :attr:`Difference.deviation`.
 
     Args:
-        first: Areas of each seed, (images, 3, C), see :func:`experiments.probes.scores.count_areas`.
+        first: Areas of each seed, (images, 3, C), see :func:`addp_backbone.files.mask_areas.count_areas`.
         second: Likewise, of the same seeds and images.
         resamples: Number of draws.
         level: Of the interval.

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from addp_backbone.files.mask_areas import VOID
 from experiments.probes.logistic import LinearMap
-from experiments.probes.scores import VOID
 
 ITERS, BATCH_SIZE = 500, 16
 POINTS = 4

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.probes.scores import VOID
+from addp_backbone.files.mask_areas import VOID
 
 MIN_LABELLED = 0.5  # a patch counts if more of its area than this has a class
 

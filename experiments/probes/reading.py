@@ -10,7 +10,7 @@ from PIL import Image
 
 from addp_backbone.datasets.mask_values import VOID_ZERO
 from addp_backbone.files.images import read_image, read_mask
-from experiments.probes.scores import VOID
+from addp_backbone.files.mask_areas import VOID
 
 
 def read_resized(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -34,7 +34,7 @@ class Row:
         num_images: How many those are.
         seconds: How long fitting and scoring took.
         note: What is to be known of it, or ''.
-        areas: (val images, 3, C), see :func:`experiments.probes.scores.count_areas`.
+        areas: (val images, 3, C), see :func:`addp_backbone.files.mask_areas.count_areas`.
     """
 
     backbone: str

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-VOID = 255  # in labels: a pixel of no class
 INTERSECTION, PREDICTED, LABELLED = range(3)
 
 
@@ -23,27 +21,6 @@ def upsampled_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
         (H, W) int64: argmax of the logits after bilinear interpolation (corners not aligned, as mmseg does it).
     """
     return F.interpolate(logits[None], size, mode='bilinear', align_corners=False)[0].argmax(dim=0)
-
-
-def count_areas(predicted: Tensor, labels: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
-    """Pixels of every class in one image, without those that are void in the labels.
-
-    Args:
-        predicted: (H, W) class ids.
-        labels: (H, W), :data:`VOID` where no class is given.
-        num_classes: Number of classes.
-
-    Returns:
-        (3, num_classes): intersection, predicted area, labelled area. The columns of mmseg's ``IoUMetric``, whose sums
-        over images give all its scores.
-    """
-    wanted = torch.as_tensor(labels, device=predicted.device).long()
-    valid = wanted != VOID
-    predicted, wanted = predicted[valid], wanted[valid]
-    areas = [
-        torch.bincount(values, minlength=num_classes) for values in (wanted[predicted == wanted], predicted, wanted)
-    ]
-    return torch.stack(areas).cpu().numpy()
 
 
 def class_iou(areas: NDArray[np.number]) -> NDArray[np.float64]:

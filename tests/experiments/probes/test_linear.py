@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from addp_backbone.files.mask_areas import VOID
 from experiments.probes.linear import _folded, fit_linear, label_points, learning_rate_factor
-from experiments.probes.scores import VOID
 
 
 def test_the_learning_rate_is_that_of_mmcv_with_linear_warm_up_and_linear_decay():

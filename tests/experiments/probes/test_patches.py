@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from addp_backbone.files.mask_areas import VOID
 from experiments.probes.patches import choose_images, choose_patches, class_shares, to_targets
-from experiments.probes.scores import VOID
 
 
 def test_shares_are_those_of_a_loop_over_fine_pixels_also_where_patches_cut_pixels():

@@ -5,7 +5,8 @@ import pytest
 import torch
 from mmseg.evaluation import IoUMetric
 
-from experiments.probes.scores import VOID, class_iou, count_areas, mean_iou, pixel_accuracy
+from addp_backbone.files.mask_areas import VOID, count_areas
+from experiments.probes.scores import class_iou, mean_iou, pixel_accuracy
 
 
 def test_scores_of_several_images_are_those_of_mmseg():
