@@ -15,9 +15,13 @@ The plan is YAML or JSON with the options of tools/probe.py as keys, and which b
     seeds: [0, 1, 2]
     block: best                  # or last, or a number
     reference: random/vit_small_patch16_224    # optional: compare the others with this one alone
+    trainings:                   # optional; docs/probes.md
+      - {name: UperNet frozen, config: my_streets.py, options: [train_cfg.max_iters=400], seeds: [0, 1]}
+      - {name: UperNet fine-tuned, runs: [{backbone: backbone.pth, seed: 0, folder: work_dirs/gpu_run/test}]}
 
-Written into --out: results.json and results.csv, costs.json and costs.csv (parameters, GFLOP, time and memory of the
-features), report.html, rows/. A run that is cut or killed goes on with the same command and ends with the same table.
+Written into --out: results.json, results.csv, trained.csv, report.html; costs.json and costs.csv (parameters, GFLOP,
+time and memory of the features); rows/ and trainings/. A run that is cut or killed goes on with the same command and
+ends with the same table.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import ROOT, make_parser, run_command
+from command_line import FAILED, OK, ROOT, make_parser, print_error, run_command
 
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
@@ -37,6 +41,12 @@ from experiments.probes.page import make_page
 from experiments.probes.plan import prepare, read_plan
 from experiments.probes.results import REPORT_FILE
 from experiments.probes.summary import mean_lines
+from experiments.trained.protocols import read_protocols
+from experiments.trained.rows import read_rows
+from experiments.trained.running import run_trainings, training_lines
+from experiments.trained.section import trained_lines, trained_section, write_trained
+from experiments.trained.stages import plan_trainings
+from experiments.trained.summary import Trained
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,30 +59,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Runs what the plan lacks, compares, writes the table and the page."""
-    plan, extra = read_plan(args.plan, args.device, extra=('block', 'reference'))
+def run(args: argparse.Namespace) -> int:
+    """Runs what the plan lacks, compares, writes the table and the page; returns the exit code."""
+    plan, extra = read_plan(args.plan, args.device, extra=('block', 'reference', 'trainings'))
     rule, reference = read_rule(extra.get('block', BEST)), extra.get('reference')
     if reference is not None and reference not in plan.backbones:
         raise ValueError(f'the reference {reference!r} is none of the backbones {", ".join(plan.backbones)}')
+    trainings, made = read_protocols(extra.get('trainings', []), plan.backbones, plan.settings.seeds)
+    read_rows([], made)  # refuses what cannot be read before any long work
     prober, pictures = prepare(plan, cache_settings(args), args.out, report, num_cores(), show_progress)
-    for line in prober.planned_lines():
+    sources = {source.text: source for source in prober.sources}
+    digests = {text: prober.digest(source) for text, source in sources.items()} if trainings else {}
+    jobs = plan_trainings(trainings, sources, digests, args.out)
+    for line in [*prober.planned_lines(), *training_lines(jobs)]:
         report(line)
     if args.dry_run:
-        return
+        return OK
     finished = prober.run(pictures)
+    failed = run_trainings(jobs, args.out, report)
     chosen = choose_blocks(finished.rows, rule)
     compared = compare(chosen, reference)
     about = {**finished.about, 'block': rule}
-    write_comparison(args.out, finished.rows, compared, chosen, about)
-    costs = prober.costs()
-    page = make_page(finished.rows, about, pictures.photographs(), finished.galleries, compared, costs)
+    trained = Trained.of(jobs, made, reference)
+    write_comparison(args.out, finished.rows, compared, chosen, about, trained.record())
+    write_trained(args.out, trained.summaries)
+    costs, shown = prober.costs(), pictures.photographs()
+    page = make_page(finished.rows, about, shown, finished.galleries, compared, costs, trained_section(trained))
     replace_file(args.out / REPORT_FILE, page)
-    for line in mean_lines(chosen):
+    for line in [*mean_lines(chosen), *(pair.line() for pair in compared), *trained_lines(trained)]:
         report(line)
-    for pair in compared:
-        report(pair.line())
     report(f'written: {args.out}/results.json, results.csv, costs.csv, {REPORT_FILE}')
+    for stage in failed:
+        print_error(f'{stage.name} failed; its log: {stage.log_file(args.out)}')
+    return FAILED if failed else OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ _CHUNK = 250  # resamples at a time
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher one mIoU is than another, in points.
+    """How much higher one score is than another, in points.
 
     Attributes:
         value: Of the whole validation set, mean over seeds.
@@ -38,6 +39,28 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
+class Resampled(Protocol):
+    """What is known of each image, so that any draw of images can be scored."""
+
+    def scores(self, counts: NDArray[np.number]) -> NDArray[np.float64]:
+        """(draws, images) how often each image was drawn -> (draws,) scores in per cent."""
+
+
+@dataclass(frozen=True)
+class ImageAreas:
+    """Areas of each image, which mIoU follows from.
+
+    Attributes:
+        areas: (images, 3, C), see :func:`addp_backbone.files.mask_areas.count_areas`.
+    """
+
+    areas: NDArray[np.int64]
+
+    def scores(self, counts: NDArray[np.number]) -> NDArray[np.float64]:
+        """As :class:`Resampled` says: the mIoU of summed areas."""
+        return mean_iou(np.tensordot(counts.astype(np.float64), self.areas.astype(np.float64), axes=1))
+
+
 def paired_difference(
     first: Sequence[NDArray[np.int64]],
     second: Sequence[NDArray[np.int64]],
@@ -45,11 +68,7 @@ def paired_difference(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Difference:
-    """Compares two sets of scores of the same images: first minus second.
-
-    The images are drawn anew with replacement, the same for both and for every seed; the mIoU of each draw is that of
-    its summed areas, as of a whole validation set; the interval is that of the percentiles. What the seeds add is not
-    in the interval but in :attr:`Difference.deviation`.
+    """Compares the mIoU of the same images: first minus second, as :func:`difference_of_scores`.
 
     Args:
         first: Areas of each seed, (images, 3, C), see :func:`addp_backbone.files.mask_areas.count_areas`.
@@ -69,13 +88,42 @@ def paired_difference(
             'a paired difference wants areas of the same seeds, images and classes, got '
             f'{[areas.shape for areas in first]} and {[areas.shape for areas in second]}'
         )
-    by_seed = [float(mean_iou(a.sum(axis=0)) - mean_iou(b.sum(axis=0))) for a, b in zip(first, second, strict=True)]
+    ours, theirs = ([ImageAreas(areas) for areas in one] for one in (first, second))
+    return difference_of_scores(ours, theirs, len(first[0]), resamples, level, seed)
+
+
+def difference_of_scores(
+    first: Sequence[Resampled],
+    second: Sequence[Resampled],
+    num_images: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Difference:
+    """Compares two sets of scores of the same images: first minus second.
+
+    The images are drawn anew with replacement, the same for both and for every seed; each draw is scored as a whole
+    validation set; the interval is that of the percentiles. What the seeds add is not in the interval but in
+    :attr:`Difference.deviation`.
+
+    Args:
+        first: Each seed.
+        second: The same seeds, of the same images.
+        num_images: How many images.
+        resamples: Number of draws.
+        level: Of the interval.
+        seed: Of the draws.
+
+    Returns:
+        The difference.
+    """
+    everything = np.ones((1, num_images))
+    by_seed = [(a.scores(everything) - b.scores(everything)).item() for a, b in zip(first, second, strict=True)]
     rng = np.random.default_rng(seed)
-    num_images = len(first[0])
     draws = []
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
-        counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size).astype(np.float64)
+        counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size)
         draws.append(_mean_scores(counts, first) - _mean_scores(counts, second))
     tail = 100 * (1 - level) / 2
     low, high = np.nanpercentile(np.concatenate(draws), [tail, 100 - tail])
@@ -83,6 +131,13 @@ def paired_difference(
     return Difference(float(np.mean(by_seed)), float(low), float(high), deviation, len(by_seed))
 
 
-def _mean_scores(counts: NDArray[np.float64], areas: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """MIoU of every draw, mean over seeds: (draws, images) counts -> (draws,)."""
-    return np.mean([mean_iou(np.tensordot(counts, one.astype(np.float64), axes=1)) for one in areas], axis=0)
+def interval(rows: Sequence[Resampled], num_images: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds: percentiles over draws of the validation images."""
+    counts = np.random.default_rng(0).multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
+    low, high = np.nanpercentile(_mean_scores(counts, rows), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
+
+
+def _mean_scores(counts: NDArray[np.number], rows: Sequence[Resampled]) -> NDArray[np.float64]:
+    """Score of every draw, mean over seeds: (draws, images) counts -> (draws,)."""
+    return np.mean([row.scores(counts) for row in rows], axis=0)

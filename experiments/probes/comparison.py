@@ -137,9 +137,23 @@ def compare(chosen: Sequence[Summary], reference: str | None = None) -> list[Com
 
 
 def write_comparison(
-    out: Path, rows: Sequence[Row], compared: Sequence[Compared], chosen: Sequence[Summary], about: Mapping[str, Any]
+    out: Path,
+    rows: Sequence[Row],
+    compared: Sequence[Compared],
+    chosen: Sequence[Summary],
+    about: Mapping[str, Any],
+    trained: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``results.json`` (rows, means, differences, protocol) and ``results.csv`` (means)."""
+    """Writes ``results.json`` (rows, means, differences, protocol) and ``results.csv`` (means).
+
+    Args:
+        out: The folder.
+        rows: All rows.
+        compared: From :func:`compare`.
+        chosen: From :func:`choose_blocks`.
+        about: How the rows were made.
+        trained: Goes under ``trained`` in ``results.json``; None leaves the key out.
+    """
     means = [
         dict(
             backbone=one.first.backbone,
@@ -157,6 +171,7 @@ def write_comparison(
         means=means,
         differences=[one.record() for one in compared],
         protocol=dict(about),
+        **({} if trained is None else dict(trained=dict(trained))),
     )
     text = io.StringIO()
     writer = csv.DictWriter(text, list(means[0]), lineterminator='\n')

@@ -43,6 +43,7 @@ def make_page(
     galleries: Sequence[Gallery],
     compared: Sequence[Compared] = (),
     costs: Sequence[FeatureCost] = (),
+    trainings: str = '',
 ) -> str:
     """Builds the page.
 
@@ -53,6 +54,7 @@ def make_page(
         galleries: Pictures of the backbones.
         compared: Backbones compared with each other.
         costs: What the features of the backbones cost.
+        trainings: A part about trainings, as HTML.
 
     Returns:
         HTML that loads nothing.
@@ -66,6 +68,7 @@ def make_page(
         '<h2>Best block of each backbone</h2>',
         score_table(best_blocks(summaries)),
         difference_section(compared),
+        trainings,
         cost_section(costs),
         *_block_charts(summaries),
         *_label_charts(summaries),

@@ -138,7 +138,7 @@ class Prober:
         """What the features of each backbone cost; measured once for an output folder and written there."""
         costs = []
         for source in self.sources:
-            digest, extraction = self._digest(source), self._extraction(source, (source.depth,))
+            digest, extraction = self.digest(source), self._extraction(source, (source.depth,))
             cost = known_cost(self.store.out, source.text, digest, extraction)
             costs.append(cost or measure_cost(source.text, digest, extraction, self.data.val.images))
         write_costs(self.store.out, costs)
@@ -160,7 +160,7 @@ class Prober:
 
     def _jobs(self) -> Iterator[Job]:
         for source in self.sources:
-            digest = self._digest(source)
+            digest = self.digest(source)
             for blocks in self.blocks[source.text]:
                 for protocol in self.settings.protocols:
                     for fraction in self.settings.fractions:
@@ -181,7 +181,8 @@ class Prober:
                             path = self.store.path(inputs)
                             yield Job(source, digest, blocks, protocol, fraction, seed, path)
 
-    def _digest(self, source: Source) -> str:
+    def digest(self, source: Source) -> str:
+        """Checksum of a backbone and its weights; computed once."""
         if source.text not in self._backbone_digests:
             self._backbone_digests[source.text] = backbone_digest(source)
         return self._backbone_digests[source.text]

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import signal
 
+import numpy as np
 import pytest
 from running import load_tool
 
+from addp_backbone.files.image_results import write_image_results
 from experiments.probes.features import Extraction
 from experiments.probes.results import RowStore
 
@@ -97,6 +99,11 @@ def test_a_dry_run_checks_everything_and_tells_the_time(plan, tmp_path, capsys):
         (dict(block='first'), "block must be 'best', 'last' or a number from 1, got 'first'"),
         (dict(size='400'), 'wanted WIDTHxHEIGHT'),
         (dict(seeds='many'), 'invalid literal'),
+        (dict(trainings={'name': 'a'}), 'trainings must be a list of mappings'),
+        (
+            dict(trainings=[dict(name='a', runs=[dict(backbone='b', seed=0, folder='none')])]),
+            'none/per_image.npz holds',
+        ),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_with_the_reason(plan, tmp_path, change, message, capsys):
@@ -110,3 +117,28 @@ def test_a_plan_may_be_yaml_with_hyphens_and_single_values(plan, tmp_path, capsy
     path.write_text('\n'.join(lines) + '\nl2: 1e-4\nfraction: 0.5\n', encoding='utf-8')
     loaded, _ = TOOL.read_plan(path, 'cpu')
     assert loaded.settings.l2 == 1e-4 and loaded.settings.fractions == (0.5,) and loaded.settings.blocks == ('1',)
+
+
+def test_trainings_made_elsewhere_enter_the_same_page_and_a_failed_one_is_told(
+    plan, tiny_seg_config, tmp_path, monkeypatch, capsys
+):
+    rng = np.random.default_rng(0)
+    areas = dict(images=np.array(['a', 'b']), areas=rng.integers(50, 90, (2, 3, 4)))
+    for name in ('first', 'second'):
+        (tmp_path / name).mkdir()
+        write_image_results(tmp_path / name / 'per_image.npz', {'areas': areas})
+    runs = [dict(backbone=name, seed=0, folder=str(tmp_path / name)) for name in ('first', 'second')]
+    here = dict(name='UperNet', config=str(tiny_seg_config), backbones='random/tiny', seeds=3)
+    trainings = [dict(name='UperNet', runs=runs), here]
+    monkeypatch.setattr(TOOL, 'run_trainings', lambda jobs, out, report: [jobs[0].train])
+    small = {**plan, 'backbones': ['random/tiny'], 'protocols': ['knn'], 'seeds': [0], 'trainings': trainings}
+    assert TOOL.main(words(small, tmp_path / 'run')) == 1
+    assert 'UperNet, random/tiny, seed 3 failed; its log' in capsys.readouterr().err
+    results = table(tmp_path / 'run')
+    assert [row['backbone'] for row in results['trained']['means']] == ['first', 'second']
+    assert results['trained']['differences'][0]['higher'] is None
+    assert results['trained']['unfinished'] == ['UperNet, random/tiny, seed 3']
+    csv = (tmp_path / 'run/out/trained.csv').read_text(encoding='utf-8').splitlines()
+    assert csv[0] == 'training,backbone,measure,mean,low,high,sd,seeds' and len(csv) == 3
+    page = (tmp_path / 'run/out/report.html').read_text(encoding='utf-8')
+    assert '<h2>Trainings</h2>' in page and 'Not finished' in page

@@ -1,0 +1,154 @@
+"""Trainings in a comparison: what a plan may say, which commands follow, and what is made of their results."""
+
+import json
+
+import numpy as np
+import pytest
+
+from addp_backbone.files.image_results import write_image_results
+from experiments.probes.backbones import find_source
+from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, read_protocols
+from experiments.trained.rows import read_rows
+from experiments.trained.section import trained_section
+from experiments.trained.stages import plan_trainings
+from experiments.trained.summary import Trained, compare_trained, summarise_trained
+
+BACKBONES = ('random/tiny', 'random/test_vit')
+
+
+def write_run(folder, accuracy, images=40, seed=0, config='lr = 1\n'):
+    """Results of a segmentation test: three classes, images that differ in difficulty."""
+    rng = np.random.default_rng(seed)
+    labelled = rng.poisson([400, 100, 40], (images, 3)) + 1
+    right = rng.binomial(labelled, np.clip(accuracy + 0.05 * rng.normal(size=(images, 1)), 0.05, 0.95))
+    areas = np.stack([right, right + np.roll(labelled - right, 1, axis=1), labelled], axis=1)
+    names = np.array([f'{number}.jpg' for number in range(images)])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_image_results(folder / PER_IMAGE_FILE, {'areas': dict(images=names, areas=areas)})
+    (folder / 'config.py').write_text(config, encoding='utf-8')
+    return folder
+
+
+def run_of(folder, backbone, seed, name='UperNet'):
+    return MadeRun(name, backbone, seed, folder)
+
+
+@pytest.mark.parametrize(
+    ('entry', 'message'),
+    [
+        (dict(name='a'), 'lacks config'),
+        (dict(name='a', config='c.py', option=[]), "unknown key 'option', did you mean 'options'"),
+        (dict(name='a', config='c.py', backbones='random/small'), 'random/small is none of the backbones'),
+        (dict(name='a', config='c.py', options=['lr']), 'of the form key=value, got lr'),
+        (dict(name='a', config='c.py', seeds=[-1]), 'seeds are numbers of 0 or more, got -1'),
+        (dict(name='a', config='c.py', amp='yes'), 'amp must be true or false'),
+        (dict(name='a', config='c.py', seeds=[1, 1]), 'stands twice for random/tiny, seed 1'),
+        (dict(name='a', runs=[dict(backbone='b', seed=0)]), 'lacks folder'),
+        (dict(name='a', runs=['folder']), 'runs are mappings with backbone, seed, folder'),
+    ],
+)
+def test_an_entry_that_cannot_work_is_refused_with_the_reason(entry, message):
+    with pytest.raises(ValueError, match=message):
+        read_protocols([entry], BACKBONES, (0,))
+
+
+def planned(config, out, backbones=BACKBONES[:1], seeds=(0, 1), options=('train_cfg.max_iters=5',)):
+    entry = dict(name='UperNet frozen', config=str(config), options=list(options), backbones=list(backbones))
+    trainings, _ = read_protocols([entry], BACKBONES, seeds)
+    sources = {name: find_source(name) for name in BACKBONES}
+    return plan_trainings(trainings, sources, dict.fromkeys(BACKBONES, 'digest'), out)
+
+
+def test_a_training_has_a_command_for_each_seed_and_is_tested_as_it_was_trained(tiny_seg_config, tmp_path):
+    jobs = planned(tiny_seg_config, tmp_path)
+    assert [job.seed for job in jobs] == [0, 1]
+    for job in jobs:
+        train, test = job.train.command, job.test.command
+        for command in (train, test):
+            assert f'randomness.seed={job.seed}' in command and 'train_cfg.max_iters=5' in command
+            assert str(tiny_seg_config.absolute()) in command
+        assert '--resume' in train and 'model.backbone.init_cfg=None' in train
+        assert f'--per-image={job.folder / PER_IMAGE_FILE}' in test and str(job.train.folder) in test
+        assert job.test.needs == (job.train,) and not job.test.finished
+
+
+def test_other_options_mean_another_folder_and_the_same_plan_finds_its_own_again(tiny_seg_config, tmp_path):
+    first, same, other = (
+        planned(tiny_seg_config, tmp_path, options=options)[0].folder
+        for options in (['train_cfg.max_iters=5'], ['train_cfg.max_iters=5'], ['train_cfg.max_iters=6'])
+    )
+    assert first == same != other
+
+
+def test_the_estimate_grows_with_the_iterations(tiny_seg_config, tmp_path):
+    short, long = (
+        planned(tiny_seg_config, tmp_path, options=[f'train_cfg.max_iters={iters}'])[0].train.seconds
+        for iters in (5, 50)
+    )
+    assert long == pytest.approx(10 * short) and short > 0
+
+
+def test_a_config_for_another_kind_of_backbone_is_refused_before_anything_runs(tiny_seg_config, tmp_path):
+    with pytest.raises(ValueError, match='its config has a ADDPViT, but random/test_vit is a ViT of timm'):
+        planned(tiny_seg_config, tmp_path, BACKBONES)
+    with pytest.raises(ValueError, match='does not exist'):
+        planned('no_such_config.py', tmp_path)
+
+
+def test_rows_are_summed_up_over_seeds_and_compared_on_those_that_both_have(tmp_path):
+    accuracies = {('a', 0): 0.8, ('a', 1): 0.81, ('a', 2): 0.2, ('b', 0): 0.7, ('b', 1): 0.72}
+    runs = [
+        run_of(write_run(tmp_path / f'{name}{seed}', accuracy, seed=seed), name, seed)
+        for (name, seed), accuracy in accuracies.items()
+    ]
+    rows = read_rows([], runs)
+    first, second = summarise_trained(rows)
+    assert [row.seed for row in first.rows] == [0, 1, 2] and first.first.measure == 'mIoU'
+    low, high = second.interval
+    assert low < second.mean < high
+    (pair,) = compare_trained([first, second])
+    assert pair.difference.num_seeds == 2 and pair.record()['higher'] == 'a'
+    expected = np.mean([first.rows[seed].score - second.rows[seed].score for seed in (0, 1)])
+    assert pair.difference.value == pytest.approx(expected)
+    assert compare_trained([first, second], reference='a')[0].difference.value == pytest.approx(-expected)
+
+
+def test_rows_of_other_images_are_not_compared(tmp_path):
+    runs = [run_of(write_run(tmp_path / name, 0.8, images), name, 0) for name, images in (('a', 40), ('b', 39))]
+    with pytest.raises(ValueError, match=r'tested on other images.*39 and 40'):
+        read_rows([], runs)
+
+
+def test_a_run_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'tools/test\.py --per-image'):
+        read_rows([], [run_of(tmp_path, 'a', 0)])
+
+
+def test_what_has_not_finished_is_named_and_has_no_row(tiny_seg_config, tmp_path):
+    jobs = planned(tiny_seg_config, tmp_path)
+    write_run(jobs[0].folder, 0.8)
+    for stage in (jobs[0].train, jobs[0].test):
+        stage.mark_file(tmp_path).write_text(stage.mark(60.0, 1.0), encoding='utf-8')
+    write_run(jobs[1].folder, 0.8)  # the file of a test whose training was repeated since, without its mark
+    trained = Trained.of(jobs, [], None)
+    assert trained.unfinished == ('UperNet frozen, random/tiny, seed 1',)
+    (summary,) = trained.summaries
+    assert [row.seed for row in summary.rows] == [0]
+    section = trained_section(trained)
+    assert 'Not finished, so not in the tables: UperNet frozen, random/tiny, seed 1' in section and '1.0 min' in section
+    json.dumps(trained.record())
+
+
+def test_configs_of_one_protocol_that_differ_say_in_what(tmp_path):
+    configs = ("lr = 1\nrandomness = dict(seed=0)\nwork_dir = 'a'\n", 'lr = 2\nrandomness = dict(seed=1)\n')
+    runs = [
+        run_of(write_run(tmp_path / str(seed), 0.8, config=config), 'a', seed) for seed, config in enumerate(configs)
+    ]
+    trained = Trained.of([], runs, None)
+    assert trained.protocols == {'UperNet': ['lr: 1 / 2']}
+    assert '<li>lr: 1 / 2</li>' in trained_section(trained)
+
+
+def test_without_trainings_the_page_says_nothing_of_them():
+    trained = Trained.of([], [], None)
+    assert trained_section(trained) == '' and trained.record() is None
