@@ -22,6 +22,7 @@ from addp_backbone.runtime import (  # noqa: E402  (registers hooks, transforms 
     bad_samples,  # noqa: F401
     class_check,  # noqa: F401
     cuda_options,  # noqa: F401
+    curves,  # noqa: F401
     deferred,  # noqa: F401
     loaders,  # noqa: F401
     optim_wrappers,  # noqa: F401

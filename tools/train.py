@@ -1,6 +1,7 @@
 """Trains any stage: pre-training, classification, detection, segmentation; the config says which.
 
-python tools/train.py CONFIG [--work-dir D] [--resume [CKPT]] [--amp] [--auto-scale-lr] [--cfg-options k=v ...]
+python tools/train.py CONFIG [--work-dir D] [--resume [CKPT]] [--amp] [--auto-scale-lr] [--log-to wandb ...]
+                      [--cfg-options k=v ...]
 tools/dist_train.sh CONFIG PROCESSES [the same options]          several processes, with or without CUDA
 
 SIGTERM, SIGUSR1 and the first Ctrl-C save after the running iteration; exit code 85 then, and --resume goes on.
@@ -23,6 +24,7 @@ from mmengine.registry import RUNNERS
 from addp_backbone.checkpoint.storage import CheckpointError
 from addp_backbone.runtime.compiling import check_compile, compile_networks
 from addp_backbone.runtime.config_checks import LaunchError, check_data
+from addp_backbone.runtime.curves import BACKENDS, use_curves
 from addp_backbone.runtime.distributed import is_first_process, start_processes, stop_processes, was_restarted
 from addp_backbone.runtime.launch import (
     add_arguments,
@@ -67,6 +69,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch'
     )
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        default=[],
+        choices=list(BACKENDS),
+        metavar='NAME',
+        help=f'curves go there too: {", ".join(BACKENDS)} (the configs name tensorboard already)',
+    )
     return parser.parse_args(argv)
 
 
@@ -77,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         check_values(cfg)
         check_names(cfg)
         check_sharding(cfg)
+        use_curves(cfg, args.log_to)
         if args.compile:
             check_compile(cfg)
         for split in ('train', 'val'):

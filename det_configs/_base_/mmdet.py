@@ -8,5 +8,5 @@ default_hooks = dict(  # timer, scheduler and sampler hooks are mmengine's defau
     visualization=dict(type='DetVisualizationHook'),
 )
 
-vis_backends = [dict(type='LocalVisBackend')]
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')

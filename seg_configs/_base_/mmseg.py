@@ -12,7 +12,7 @@ default_hooks = dict(  # timer, scheduler and sampler hooks are mmengine's defau
     benchmark=dict(type='BenchmarkWhileTraining'),  # crops have one size, validation has many
 )
 
-vis_backends = [dict(type='LocalVisBackend')]
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 
 tta_model = dict(type='SegTTAModel')

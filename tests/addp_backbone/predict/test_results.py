@@ -20,9 +20,9 @@ from addp_backbone.datasets.formats.detect import read_annotations
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.files.run_length import encode_mask
 from addp_backbone.predict.class_info import ClassInfo
+from addp_backbone.predict.class_results import ClassMap, ClassRanking
 from addp_backbone.predict.detections import Detections
 from addp_backbone.predict.labelme import labelme_file, mask_outlines
-from addp_backbone.predict.class_results import ClassMap, ClassRanking
 from addp_backbone.predict.run import iterate_predictions
 
 CLASSES = ClassInfo(('disc', 'box'), tuple(class_palette(2)))

@@ -20,8 +20,8 @@ from torchvision.ops import batched_nms, box_iou
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.files.run_length import encode_mask
 from addp_backbone.predict.class_info import ClassInfo
-from addp_backbone.predict.detections import Detections
 from addp_backbone.predict.class_results import ClassMap, ClassRanking
+from addp_backbone.predict.detections import Detections
 from addp_backbone.predict.predictor import Predictor
 from addp_backbone.predict.tiles import Tiles, merge_detections, predict_in_tiles
 
