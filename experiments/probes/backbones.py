@@ -41,6 +41,7 @@ class Source:
         std: Likewise.
         options: Arguments of the class.
         is_timm: Whether the class is :class:`TimmViT`, else :class:`ADDPViT`.
+        has_class_token: Whether a class token stands in front of the patches.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Source:
     std: tuple[float, ...]
     options: Mapping[str, Any]
     is_timm: bool
+    has_class_token: bool = False
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (width, height) nearest to ``size`` that patches divide; at least one patch each way."""
@@ -138,9 +140,20 @@ def _timm_source(text: str, name: str, weights: Mapping[str, Any]) -> Source:
     family_of(name)
     config, arch = data_config(name), published_arch(name)
     with torch.device('meta'):
-        patch_size = TimmViT(name, out_indices=(0,)).patch_size
+        first_block = TimmViT(name, out_indices=(0,))
+    has_class_token = getattr(first_block.vit, 'cls_token', None) is not None
     options = dict(model=name, **weights)
-    return Source(text, arch.depth, arch.width, patch_size, config.mean, config.std, options, is_timm=True)
+    return Source(
+        text,
+        arch.depth,
+        arch.width,
+        first_block.patch_size,
+        config.mean,
+        config.std,
+        options,
+        is_timm=True,
+        has_class_token=has_class_token,
+    )
 
 
 def _addp_source(text: str, arch: Arch, patch_size: int, options: Mapping[str, Any]) -> Source:

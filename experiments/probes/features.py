@@ -267,12 +267,17 @@ class Extraction:
         Raises:
             ValueError: If a value is not finite.
         """
+        batch = self.read(images)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+            maps = backbone(batch)
+        return [normalised(one) for one in maps[: len(self.blocks)]]
+
+    def read(self, images: Sequence[Path]) -> Tensor:
+        """Reads, resizes and normalises images: (n, 3, height, width) on the device."""
         pixels = np.stack([read_resized(path, self.size) for path in images])
         batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
         mean, std = (torch.tensor(values, device=batch.device)[:, None, None] for values in (self.mean, self.std))
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
-            maps = backbone((batch - mean) / std)
-        return [normalised(one) for one in maps[: len(self.blocks)]]
+        return (batch - mean) / std
 
     def _write(self, folder: Path, number: int, tokens: Sequence[Tensor]) -> None:
         for block, one in zip(self.blocks, tokens, strict=True):

@@ -134,7 +134,8 @@ def _pictures(photographs: Sequence[bytes], galleries: Sequence[Gallery]) -> lis
         '<h2>What the features look like</h2>',
         '<p>Colours are the first three principal components of the tokens of a block, in one basis for the images of '
         'a row: the same colour is the same direction. Below, how similar each patch is to the ringed one (cosine; '
-        'yellow = the same, dark = least similar of the image).</p>',
+        'yellow = the same, dark = least similar of the image). Last, how much the class token attends to each patch '
+        'in the last block, mean over heads (yellow = most of the image, dark = none).</p>',
         ''.join(_image(content, 'photograph', '') for content in photographs),
     ]
     for gallery in galleries:
@@ -143,6 +144,10 @@ def _pictures(photographs: Sequence[bytes], galleries: Sequence[Gallery]) -> lis
             for kind, paths in (('components', gallery.pca[block]), ('similarity', gallery.similarity[block])):
                 images = (_image(path.read_bytes(), f'{kind}, block {block}', 'patches') for path in paths)
                 parts.append(f'<div>{"".join(images)}</div>')
+        shown = ''.join(
+            _image(path.read_bytes(), 'attention of the class token', 'patches') for path in gallery.attention
+        )
+        parts.append(f'<div>{shown or "No class token whose attention could be shown."}</div>')
     return parts
 
 

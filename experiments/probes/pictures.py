@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NUM_IMAGES, MAX_BLOCKS = 3, 3
 KINDS = PCA, SIMILARITY = 'pca', 'similarity'
+ATTENTION = 'attention'
 PICTURES_FOLDER = 'pictures'
 _PHOTO_PX = 320
 _PERCENTILES = (2, 98)  # of a component's values that become 0 and 255
@@ -60,8 +61,13 @@ def cosine_map(tokens: NDArray[np.floating], row: int, column: int) -> NDArray[n
 def similarity_colours(similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Viridis colours from the least similar patch (dark) to the chosen one (yellow); (h, w) -> (h, w, 3)."""
     low = similarity.min()
-    scaled = ((similarity - low) / max(1 - low, 1e-12)).clip(0, 1) * 255
-    return cv2.applyColorMap(scaled.round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    return viridis((similarity - low) / max(1 - low, 1e-12))
+
+
+def viridis(shares: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Viridis colours of values from 0 (dark) to 1 (yellow); (h, w) -> (h, w, 3)."""
+    scaled = (shares.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.asarray(cv2.applyColorMap(scaled, cv2.COLORMAP_VIRIDIS)[..., ::-1], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,13 @@ class Gallery:
         backbone: Its name.
         pca: Block -> pictures, one for each shown image.
         similarity: Likewise.
+        attention: Of the class token in the last block; empty if there is none.
     """
 
     backbone: str
     pca: Mapping[int, Sequence[Path]]
     similarity: Mapping[int, Sequence[Path]]
+    attention: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,28 @@ class Pictures:
             for path, tokens in zip(self.files(SIMILARITY, key, block), maps, strict=True):
                 column, row = (int(share * side) for share, side in zip(self.patch, tokens.shape[1::-1], strict=True))
                 write_png(similarity_colours(cosine_map(tokens, row, column)), path)
+
+    def draw_attention(
+        self, make_maps: Callable[[Sequence[Path]], NDArray[np.float32] | None], key: str, block: int
+    ) -> list[Path]:
+        """Writes what the class token attends to, from none (dark) to the most of an image (yellow).
+
+        Args:
+            make_maps: Files of images -> (images, h, w), None if it is not known.
+            key: Of the features.
+            block: Where the attention is.
+
+        Returns:
+            The files, which are left as they are if they are there; none if it is not known.
+        """
+        paths = self.files(ATTENTION, key, block)
+        if not all(path.is_file() for path in paths):
+            maps = make_maps([self.pairs.images[index] for index in self.images])
+            if maps is None:
+                return []
+            for path, one in zip(paths, maps, strict=True):
+                write_png(viridis(one / max(float(one.max()), 1e-12)), path)
+        return paths
 
     def _shown_size(self, index: int) -> tuple[int, int]:
         with Image.open(self.pairs.images[index]) as image:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.probes.attention import attention_maps
 from experiments.probes.backbones import Source, backbone_digest, build
 from experiments.probes.bench import Bench, Job
 from experiments.probes.cost import FeatureCost, known_cost, measure_cost, write_costs
@@ -197,7 +199,10 @@ class Prober:
     def _gallery(self, source: Source, digest: str, pictures: Pictures) -> Gallery:
         key, blocks = self._picture_key(source, digest), shown_blocks(self._all_blocks(source))
         pca, similarity = ({block: pictures.files(kind, key, block) for block in blocks} for kind in KINDS)
-        return Gallery(source.text, pca, similarity)
+        if not source.has_class_token:
+            return Gallery(source.text, pca, similarity)
+        make_maps = partial(attention_maps, self._extraction(source, (source.depth,)))
+        return Gallery(source.text, pca, similarity, pictures.draw_attention(make_maps, key, source.depth))
 
     def _extraction(self, source: Source, blocks: tuple[int, ...]) -> Extraction:
         return Extraction(

@@ -46,7 +46,9 @@ def test_all_protocols_write_results_and_page_and_a_second_run_computes_nothing(
     assert all(0 <= row['mIoU'] <= row['aAcc'] <= 100 for row in results['rows'])
     assert {row['num_images'] for row in results['rows']} == {3, 6}
     page = (tmp_path / 'out/report.html').read_text(encoding='utf-8')
-    assert 'random/tiny' in page and page.count('data:image/png') == 3 + 2 * 2 * 2 * 3
+    of_class_token = 3  # of random/test_vit; ADDPViT has none
+    assert 'random/tiny' in page and page.count('data:image/png') == 3 + 2 * 2 * 2 * 3 + of_class_token
+    assert page.count('No class token') == 1
     for owner, name in ((Bench, 'row'), (Prober, '_features')):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail('computed again'))
     assert TOOL.main(asked) == 0
