@@ -5,10 +5,10 @@
         --classes classes.txt --protocols logistic knn --blocks all --fraction 0.1 1 --seeds 0 1 2
 
 BACKBONE: a file from tools/convert_checkpoint.py; timm/NAME (timm's published weights); timm/NAME=FILE; random/NAME
-(NAME of timm, or tiny, base, large or huge for ADDPViT). Protocols: logistic (regression on patches, solved to its
-optimum), linear (DINOv2's BatchNorm and 1x1 convolution), knn (retrieval, nothing is trained); docs/probes.md has them
-in full. Written into --out: results.json (scores in per cent), report.html, rows/. A cut run goes on; features are kept
-in --cache and shared by all runs that need the same.
+(NAME of timm, or tiny, base, large or huge for ADDPViT); random/FILE (of a converted file's size). Protocols: logistic
+(regression on patches, solved to its optimum), linear (DINOv2's BatchNorm and 1x1 convolution), knn (retrieval, nothing
+is trained); docs/probes.md has them in full. Written into --out: results.json (scores in per cent), report.html, rows/.
+A cut run goes on; features are kept in --cache and shared by all runs that need the same.
 """
 
 from __future__ import annotations

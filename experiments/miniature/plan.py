@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from addp_backbone.networks.arch import PRESETS
 from experiments.miniature.sizes import Sizes
 from experiments.stages import Stage
 from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
@@ -51,6 +52,8 @@ class Miniature:
             for seed in self.seeds:
                 for task in ('det', 'seg', 'finetune', 'linear'):
                     self._transfer(task, init, seed)
+        for seed in self.seeds:
+            self._probe(seed)
         self._generate()
         self._show()
         return list(self._stages.values())
@@ -71,6 +74,14 @@ class Miniature:
     def result_file(self, task: str, init: str, seed: int) -> Path:
         """Where the evaluation of a transfer training leaves its numbers."""
         return self.work / 'results' / f'{task}_{init}_{seed}.json'
+
+    def probe_file(self, seed: int) -> Path:
+        """Where the probe of both initialisations leaves its numbers."""
+        return self.work / f'probe_{seed}' / 'results.json'
+
+    def probed_backbone(self, init: str) -> str:
+        """How the probe calls the backbone of an initialisation."""
+        return str(self.backbone) if init == 'addp' else f'random/{self.backbone}'
 
     def run_dir(self, task: str, init: str, seed: int) -> Path:
         """Work dir of a transfer training."""
@@ -197,6 +208,29 @@ class Miniature:
             'model.backbone.init_cfg=None',
             outputs=(result,),
             needs=(name,),
+        )
+
+    def _probe(self, seed: int) -> None:
+        """Frozen features of the last block, from both kinds of weights."""
+        splits = [
+            f'--{split}-{what}={self.data}/{folder}/{split}'
+            for split in ('train', 'val')
+            for what, folder in (('images', 'images'), ('masks', 'annotations'))
+        ]
+        result = self.probe_file(seed)
+        self._add(
+            f'probe_seed{seed}',
+            15,
+            'probe',
+            *(self.probed_backbone(init) for init in INITS),
+            *splits,
+            f'--classes={self.data}/classes.json',
+            *('--out', result.parent),
+            *('--cache', self.work / 'probe_features'),
+            *('--blocks', PRESETS['tiny'].depth),
+            *('--seeds', seed),
+            outputs=(result,),
+            needs=('shapes', 'convert'),
         )
 
     def _name(self, task: str, init: str, seed: int) -> str:

@@ -27,6 +27,7 @@ TRANSFER_ROWS = (
     Row('Mask R-CNN: AP mask', 'det', ('coco/segm_mAP',), 100.0),
     Row('UperNet: mIoU', 'seg', ('mIoU',)),
 )
+PROBE_ROW = 'Frozen features of the last block, linear probe of patches: mIoU'
 
 
 def read_results(miniature: Miniature) -> dict[str, dict[str, list[float]]]:
@@ -43,7 +44,13 @@ def read_results(miniature: Miniature) -> dict[str, dict[str, list[float]]]:
         table[row.title] = {
             init: [_read(miniature, row, init, seed) * row.factor for seed in miniature.seeds] for init in INITS
         }
+    table[PROBE_ROW] = {init: [_read_probe(miniature, init, seed) for seed in miniature.seeds] for init in INITS}
     return table
+
+
+def _read_probe(miniature: Miniature, init: str, seed: int) -> float:
+    rows = json.loads(miniature.probe_file(seed).read_text(encoding='utf-8'))['rows']
+    return next(float(row['mIoU']) for row in rows if row['backbone'] == miniature.probed_backbone(init))
 
 
 def _read(miniature: Miniature, row: Row, init: str, seed: int) -> float:

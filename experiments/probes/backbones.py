@@ -1,4 +1,4 @@
-"""The backbones that a probe takes: a converted file, ``timm/NAME``, ``timm/NAME=FILE``, ``random/NAME``.
+"""The backbones that a probe takes: a converted file, ``timm/NAME``, ``timm/NAME=FILE``, ``random/NAME`` or ``FILE``.
 
 They are computed as they were pre-trained: attention is global in every block unless the file has ViTDet's tables, and
 the ``tokenizer_norm`` of an ADDP is in force (its blocks never saw other inputs; fine-tuning, which can adapt them,
@@ -69,8 +69,8 @@ def find_source(text: str) -> Source:
 
     Args:
         text: ``timm/NAME`` (timm's published weights, from its cache or the hub), ``timm/NAME=FILE``, ``random/NAME``
-            (NAME of timm, or a size of ADDPViT: tiny, base, large, huge), or a file from
-            ``tools/convert_checkpoint.py``.
+            (NAME of timm, or a size of ADDPViT: tiny, base, large, huge), a file from
+            ``tools/convert_checkpoint.py``, or ``random/FILE`` (random weights of that file's size).
 
     Returns:
         What is known of it.
@@ -86,13 +86,15 @@ def find_source(text: str) -> Source:
         return _timm_source(text, name, weights)
     if text.startswith(RANDOM):
         name = text.removeprefix(RANDOM)
+        if Path(name).is_file():
+            return _file_source(text, name, with_weights=False)
         return _addp_source(text, PRESETS[name], 16, {}) if name in PRESETS else _timm_source(text, name, {})
     if not Path(text).is_file():
         raise ValueError(
             f'backbone {text!r}: there is no such file; wanted a file from tools/convert_checkpoint.py, timm/NAME, '
             'timm/NAME=FILE or random/NAME (python tools/list_backbones.py lists the names)'
         )
-    return _file_source(text)
+    return _file_source(text, text)
 
 
 def build(source: Source, blocks: tuple[int, ...]) -> nn.Module:
@@ -161,17 +163,17 @@ def _addp_source(text: str, arch: Arch, patch_size: int, options: Mapping[str, A
     return Source(text, arch.depth, arch.width, patch_size, PIXEL_MEAN, PIXEL_STD, options, is_timm=False)
 
 
-def _file_source(text: str) -> Source:
+def _file_source(text: str, file: str, with_weights: bool = True) -> Source:
     """What the shapes in a converted file say; they do not tell the number of heads, which the known sizes give."""
     tensors = {
-        name: value for name, value in unwrap_state_dict(read_checkpoint(text)).items() if hasattr(value, 'shape')
+        name: value for name, value in unwrap_state_dict(read_checkpoint(file)).items() if hasattr(value, 'shape')
     }
     missing = [
         name for name in ('patch_embed.proj.weight', 'pos_embed', 'blocks.0.attn.qkv.weight') if name not in tensors
     ]
     if missing:
         raise CheckpointError(
-            f'{text} is no converted backbone, it lacks {", ".join(missing)}: make one with '
+            f'{file} is no converted backbone, it lacks {", ".join(missing)}: make one with '
             '`python tools/convert_checkpoint.py SRC DST`, or name the model of timm that it is of, timm/NAME=FILE'
         )
     width, _, patch_size, _ = tensors['patch_embed.proj.weight'].shape
@@ -179,12 +181,12 @@ def _file_source(text: str) -> Source:
     arch = next((arch for arch in PRESETS.values() if (arch.width, arch.depth) == (width, depth)), None)
     if arch is None:
         known = ', '.join(f'{name} {arch.width} x {arch.depth}' for name, arch in PRESETS.items())
-        raise CheckpointError(f'{text}: width {width} and depth {depth} are of no known size ({known})')
+        raise CheckpointError(f'{file}: width {width} and depth {depth} are of no known size ({known})')
     side = round(tensors['pos_embed'].shape[1] ** 0.5)
     options: dict[str, Any] = dict(
         pretrain_img_size=side * patch_size,
         tokenizer_norm='tokenizer_norm.weight' in tensors,
-        init_cfg=dict(type='Pretrained', checkpoint=text),
+        init_cfg=dict(type='Pretrained', checkpoint=file) if with_weights else None,
         **_relative_positions(tensors, arch, patch_size),
     )
     return _addp_source(text, arch, patch_size, options)

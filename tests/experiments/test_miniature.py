@@ -10,7 +10,7 @@ from PIL import Image
 from experiments.miniature.plan import Miniature
 from experiments.miniature.report import make_report
 from experiments.miniature.sizes import Sizes
-from experiments.miniature.table import GENERATION_ROWS, TRANSFER_ROWS, as_markdown, read_results
+from experiments.miniature.table import GENERATION_ROWS, PROBE_ROW, TRANSFER_ROWS, as_markdown, read_results
 from pretrain.evaluation.fidelity import label
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +36,11 @@ def write_results(miniature, value=0.25):
                 file = miniature.result_file(row.task, init, seed)
                 old = json.loads(file.read_text()) if file.exists() else {}
                 file.write_text(json.dumps(old | {row.key[-1]: value + extra + i}))
+    for seed in miniature.seeds:
+        rows = [dict(backbone=miniature.probed_backbone(init), mIoU=20.0 + seed) for init in ('random', 'addp')]
+        rows[1]['mIoU'] += 5
+        miniature.probe_file(seed).parent.mkdir()
+        miniature.probe_file(seed).write_text(json.dumps(dict(rows=rows)))
 
 
 def test_every_option_of_a_training_stage_replaces_a_value_that_its_config_has(tmp_path):
@@ -67,7 +72,7 @@ def test_another_seed_adds_stages_and_changes_none(tmp_path):
         {stage.name: stage.fingerprint for stage in make_miniature(tmp_path, seeds).stages()}
         for seeds in ((0,), (0, 1))
     )
-    assert one.items() < two.items() and len(two) - len(one) == 2 * 2 * 4
+    assert one.items() < two.items() and len(two) - len(one) == 2 * 2 * 4 + 1  # trainings and tests; a probe
 
 
 def test_stages_use_only_files_of_stages_before_them_and_need_them(tmp_path):
@@ -98,6 +103,7 @@ def test_the_table_holds_the_evaluations_numbers_for_every_seed(tmp_path):
     results = read_results(miniature)
     assert results['Mask R-CNN: AP box'] == {'addp': [75.0, 175.0], 'random': [25.0, 125.0]}
     assert results['UperNet: mIoU']['random'] == [0.25, 1.25]
+    assert results[PROBE_ROW] == {'addp': [28.0, 29.0], 'random': [23.0, 24.0]}
     assert '| Mask R-CNN: AP box | 125.0 ± 70.7 | 75.0 ± 70.7 |' in as_markdown(results)
 
 

@@ -29,6 +29,18 @@ def test_a_converted_file_tells_its_size_and_keeps_its_tokenizer_norm(converted)
     torch.testing.assert_close(found, vit(images)[0])
 
 
+def test_random_weights_of_a_files_size_have_its_patches_and_norms_but_not_its_weights(converted):
+    _, path = converted
+    source, random = find_source(str(path)), find_source(f'random/{path}')
+    assert (random.depth, random.width, random.patch_size) == (4, 192, 8)
+    images = torch.randn(1, 3, 32, 48)
+    (found,), (trained,) = build(random, (4,))(images), build(source, (4,))(images)
+    assert found.shape == trained.shape and not torch.allclose(found, trained)
+    assert {name for name, _ in build(random, (4,)).named_parameters()} == {
+        name for name, _ in build(source, (4,)).named_parameters()
+    }
+
+
 def test_windows_and_relative_positions_of_a_detector_follow_from_its_tables(tmp_path):
     vit = ADDPViT('tiny', img_size=256, window_size=4)
     for block in vit.blocks:
