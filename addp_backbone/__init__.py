@@ -31,6 +31,7 @@ from addp_backbone.runtime import (  # noqa: E402  (registers hooks, transforms 
     seeding,  # noqa: F401
     sharding,  # noqa: F401
     show_dir,  # noqa: F401
+    stopping,  # noqa: F401
     unlabelled,  # noqa: F401
     watchdog,  # noqa: F401
 )

@@ -4,7 +4,8 @@ python tools/train.py CONFIG [--work-dir D] [--resume [CKPT]] [--amp] [--auto-sc
                       [--cfg-options k=v ...]
 tools/dist_train.sh CONFIG PROCESSES [the same options]          several processes, with or without CUDA
 
-SIGTERM, SIGUSR1 and the first Ctrl-C save after the running iteration; exit code 85 then, and --resume goes on.
+SIGTERM, SIGUSR1, the first Ctrl-C and the end of --max-time save after the running iteration; exit code 85 then, and
+--resume goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -44,6 +46,7 @@ from addp_backbone.runtime.saving import BadLossError
 from addp_backbone.runtime.scale_lr import describe_changes, scale_lr
 from addp_backbone.runtime.sharding import check_sharding
 from addp_backbone.runtime.short_schedules import fit_schedule
+from addp_backbone.runtime.stopping import parse_duration
 from addp_backbone.runtime.tf32 import apply_tf32_option
 from addp_backbone.runtime.work_dir import owned
 from pretrain.data.labelled import settle_classes
@@ -65,6 +68,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='mixed precision: float16 on CUDA (or optim_wrapper.dtype), bfloat16 on the CPU',
     )
+    parser.add_argument(
+        '--max-time',
+        metavar='T',
+        help='save and end, with exit code 85, once T has passed since the start, e.g. 8h, 1h30m, 45m, 90s',
+    )
     parser.add_argument('--compile', action='store_true', help='networks by torch.compile; needs a C++ compiler')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='fit learning rate and iterations to the real global batch'
@@ -82,8 +90,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares the config and trains; returns ``PREEMPTED`` if a signal ended the run after it had saved."""
+    began = time.monotonic()
+    seconds = parse_duration(args.max_time) if args.max_time else None
     with catch_signals():
         cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        if seconds is not None:
+            limit = dict(type='StopAfterTime', seconds=seconds, began=began)
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), limit]
         check_values(cfg)
         check_names(cfg)
         check_sharding(cfg)

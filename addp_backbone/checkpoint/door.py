@@ -13,6 +13,7 @@ from typing import Any
 
 from mmengine.runner import CheckpointLoader
 
+from addp_backbone.checkpoint.frozen_base import complete_or_refuse
 from addp_backbone.checkpoint.matching import unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
 
@@ -35,8 +36,8 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         is left out of ``meta``: mmengine executes it as Python when it resumes.
 
     Raises:
-        CheckpointError: If ``filename`` is no local path (the message lists the safe ways), or the file cannot be read
-            safely.
+        CheckpointError: If ``filename`` is no local path (the message lists the safe ways), the file cannot be read
+            safely, or it lacks its frozen base and no one completes it.
     """
     checkpoint = read_checkpoint(filename)
     if isinstance(checkpoint.get('meta'), dict):
@@ -45,4 +46,5 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         tensors = unwrap_state_dict(checkpoint)
         if tensors is not checkpoint:
             checkpoint['state_dict'] = tensors
+    complete_or_refuse(checkpoint, filename)
     return checkpoint

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.errors import CheckpointError, refuse_partial
 
 WRAPPER_KEYS = ('model', 'state_dict', 'module', 'model_state')  # under which training programs store a state dict
 MAX_NAMES = 10  # listed in an error, of each kind
@@ -141,8 +141,9 @@ def split_checkpoint(checkpoint: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
         The state dict, and the entries outside of it (optimizer, epoch, arguments ...).
 
     Raises:
-        CheckpointError: If there is no state dict, or more than one.
+        CheckpointError: If there is no state dict, more than one, or a part of one without its frozen base.
     """
+    refuse_partial(checkpoint, 'the checkpoint')
     if any(isinstance(value, Tensor | np.ndarray) for value in checkpoint.values()):
         return checkpoint, {}
     nested = [key for key in WRAPPER_KEYS if isinstance(checkpoint.get(key), Mapping)]

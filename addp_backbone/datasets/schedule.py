@@ -28,7 +28,7 @@ default_hooks = dict(
 )
 """
 EARLY_STOPPING = """
-    early_stopping=dict(type='EarlyStoppingHook', monitor={metric}, rule='greater', patience={patience}),"""
+    early_stopping=dict(type='StopWithoutGain', monitor={metric}, rule='greater', patience={patience}),"""
 
 
 @dataclass(frozen=True)

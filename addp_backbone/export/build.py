@@ -16,6 +16,7 @@ from addp_backbone.export.vit import TracedViT
 from addp_backbone.networks.segmentation_vit import ADDPSegViT
 from addp_backbone.networks.timm_vit import TimmViT
 from addp_backbone.networks.vit import ADDPViT
+from addp_backbone.tuning.lora import merge_lora
 
 
 class PartGraph(nn.Module):
@@ -95,6 +96,7 @@ def plan_export(
             'CascadeRCNN) and segmentors (EncoderDecoder): take --part backbone'
         )
     model = copy.deepcopy(model).cpu().eval()
+    merge_lora(model)
     options = dict(preprocessing or {})
     try:
         if part == 'model' and segmentor:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -30,6 +29,8 @@ from addp_backbone.layers.attention import attend
 from addp_backbone.layers.block import Attention, Block, PatchEmbed
 from addp_backbone.networks.arch import Arch, get_arch, resolve_block_indices
 from addp_backbone.networks.vit import INIT_STD, layer_depth
+from addp_backbone.tuning.lora import LORA_ENDINGS
+from addp_backbone.tuning.partial import PartlyTrainedViT
 
 NUM_CLS_OFFSETS = 3  # the last rows of a bias table: cls to patch, patch to cls, cls to cls
 NOT_IN_FILE = ('gamma_1', 'gamma_2', 'attn.relative_position_bias_table')  # neutral at the start: ones, and zeros (MAE)
@@ -89,7 +90,7 @@ class BiasedBlock(Block):
 
 
 @MODELS.register_module()
-class ADDPSegViT(BaseModule):
+class ADDPSegViT(PartlyTrainedViT):
     """Plain ViT with cls token, relative position biases and LayerScale: MAE's backbone for UperNet.
 
     Args:
@@ -101,6 +102,12 @@ class ADDPSegViT(BaseModule):
         out_indices: Blocks whose output is returned, ascending; negative ones count from the end. 'upernet' = the four
             that UperNet taps (:attr:`Arch.upernet_indices`).
         with_cp: Whether to use activation checkpointing: less memory, about a third more time, equal gradients.
+        frozen: True = nothing is trained; a number k = what stands in front of the blocks and the first k blocks are
+            not. What is frozen stays in eval mode and keeps no activations.
+        norms_only: Of the blocks that are not frozen, only norms are trained.
+        lora: ``dict(rank=, alpha=, mlp=)``: of the blocks that are not frozen, only low-rank differences of their
+            matrices are trained (:class:`addp_backbone.tuning.lora.LoRA`). Biases of positions and LayerScale, which no
+            pre-training has, are trained with ``norms_only`` and ``lora``, too.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``. FILE is a checkpoint of ADDP, MAE, MAGE or timm, or the
             output of ``tools/convert_checkpoint.py --for segmentor``; nothing in it is executed. Its position
             embeddings are resized to the grid once (bicubic). With ``prefix`` (``'backbone'``) FILE is a checkpoint of
@@ -113,6 +120,7 @@ class ADDPSegViT(BaseModule):
         ValueError: If an option does not fit the architecture.
     """
 
+    NEW_PARAMETERS = NOT_IN_FILE
     bias_index: Tensor
 
     def __init__(
@@ -123,6 +131,9 @@ class ADDPSegViT(BaseModule):
         drop_path_rate: float = 0.0,
         out_indices: str | Sequence[int] = 'upernet',
         with_cp: bool = False,
+        frozen: bool | int = False,
+        norms_only: bool = False,
+        lora: Mapping[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -154,6 +165,15 @@ class ADDPSegViT(BaseModule):
                 nn.init.zeros_(module.bias)
         for embedding in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(embedding, std=INIT_STD)
+        self.set_tuning(frozen, norms_only, lora, depth)
+
+    def stem_parts(self) -> list[nn.Module | nn.Parameter]:
+        """Patch embedding, class token and positions."""
+        return [self.patch_embed, self.cls_token, self.pos_embed]
+
+    def blocks_in_use(self) -> Sequence[nn.Module]:
+        """The blocks up to the last output map."""
+        return list(self.blocks)[: self.out_indices[-1] + 1]
 
     def init_weights(self) -> None:
         """Loads the file of ``init_cfg``; without one the random weights of the constructor stay.
@@ -166,7 +186,7 @@ class ADDPSegViT(BaseModule):
             super().init_weights()
             return
         if self.init_cfg.get('prefix'):
-            load_pretrained(self, self.init_cfg, optional=())
+            load_pretrained(self, self.init_cfg, [name for name in self.state_dict() if name.endswith(LORA_ENDINGS)])
         else:
             self._load_pretraining(self.init_cfg['checkpoint'])
         self._is_init = True
@@ -188,7 +208,8 @@ class ADDPSegViT(BaseModule):
         if 'pos_embed' in tensors and not report.missing:
             tensors['pos_embed'] = resample_abs_pos_embed(tensors['pos_embed'], list(self.grid), antialias=False)
         own = self.state_dict()
-        optional = [name for name in own if name.endswith(NOT_IN_FILE) or (name == 'cls_token' and not has_cls)]
+        kept = (*NOT_IN_FILE, *LORA_ENDINGS)
+        optional = [name for name in own if name.endswith(kept) or (name == 'cls_token' and not has_cls)]
         mismatch = match_tensors(tensors, own, optional)
         if mismatch:
             raise CheckpointError(
@@ -214,7 +235,8 @@ class ADDPSegViT(BaseModule):
         Raises:
             ValueError: If the images have another size.
         """
-        x = self.patch_embed(images)  # (B, H, W, C)
+        with torch.set_grad_enabled(self.has_gradients(-1)):
+            x = self.patch_embed(images)  # (B, H, W, C)
         if x.shape[1:3] != self.grid:
             wanted = [side * self.patch_size for side in self.grid]
             raise ValueError(
@@ -222,13 +244,15 @@ class ADDPSegViT(BaseModule):
                 f'{wanted[1]}: set model.backbone.img_size to the size of the crops in training and testing'
             )
         B, H, W, C = x.shape
-        x = torch.cat((self.cls_token.expand(B, -1, -1), x.flatten(1, 2)), dim=1) + self.pos_embed  # (B, N, C)
+        with torch.set_grad_enabled(self.has_gradients(-1)):
+            x = torch.cat((self.cls_token.expand(B, -1, -1), x.flatten(1, 2)), dim=1) + self.pos_embed  # (B, N, C)
         maps = []
         for i, block in enumerate(self.blocks[: self.out_indices[-1] + 1]):
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, self.bias_index, use_reentrant=False)
-            else:
-                x = block(x, self.bias_index)
+            with torch.set_grad_enabled(self.has_gradients(i)):
+                if self.with_cp and torch.is_grad_enabled():
+                    x = checkpoint(block, x, self.bias_index, use_reentrant=False)
+                else:
+                    x = block(x, self.bias_index)
             if i in self.out_indices:
                 maps.append(x[:, 1:].transpose(1, 2).reshape(B, C, H, W))
         return tuple(maps)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from fairscale.nn.checkpoint import checkpoint_wrapper
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmengine.registry import FUNCTIONS, MODELS
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -21,13 +20,15 @@ from torch.utils.checkpoint import checkpoint
 from addp_backbone.checkpoint.storage import load_pretrained
 from addp_backbone.layers.block import NORM_EPS, Block, PatchEmbed
 from addp_backbone.networks.arch import Arch, get_arch, resolve_block_indices
+from addp_backbone.tuning.lora import LORA_ENDINGS
+from addp_backbone.tuning.partial import PartlyTrainedViT
 
 INIT_STD = 0.02
 OPTIONAL_IN_FILE = ('rel_pos_h', 'rel_pos_w')  # zero-initialised when the file has none (ViTDet)
 
 
 @MODELS.register_module()
-class ADDPViT(BaseModule):
+class ADDPViT(PartlyTrainedViT):
     """Plain ViT with window and global attention.
 
     Recipe: ViTDet (arXiv 2203.16527) for detection, MAE's UperNet for segmentation; what the ADDP paper used is
@@ -54,6 +55,12 @@ class ADDPViT(BaseModule):
             in every precision. 'offload': fairscale's ``checkpoint_wrapper``, which also moves the blocks' inputs to
             the CPU until they are needed, for the case that even those do not fit on the GPU. It computes again
             in float32, or in float16 under CUDA's float16 autocast, so that bfloat16 autocast is refused.
+        frozen: True = nothing is trained; a number k = patch embedding, positions and the first k blocks are not. What
+            is frozen stays in eval mode and keeps no activations.
+        norms_only: Of the blocks that are not frozen, only norms are trained.
+        lora: ``dict(rank=, alpha=, mlp=)``: of the blocks that are not frozen, only low-rank differences of their
+            matrices are trained (:class:`addp_backbone.tuning.lora.LoRA`). Relative positions, which no pre-training
+            has, are trained with ``norms_only`` and ``lora``, too.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a file from ``tools/convert_checkpoint.py``; it must
             hold every tensor of the trunk.
 
@@ -63,6 +70,8 @@ class ADDPViT(BaseModule):
     Raises:
         ValueError: If an option does not fit the architecture.
     """
+
+    NEW_PARAMETERS = OPTIONAL_IN_FILE
 
     def __init__(
         self,
@@ -77,6 +86,9 @@ class ADDPViT(BaseModule):
         out_indices: str | Sequence[int] = (-1,),
         tokenizer_norm: bool = False,
         with_cp: bool | str = False,
+        frozen: bool | int = False,
+        norms_only: bool = False,
+        lora: Mapping[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -123,6 +135,7 @@ class ADDPViT(BaseModule):
         self.blocks = nn.ModuleList(blocks)
         self._init_from_scratch()
         self._register_load_state_dict_pre_hook(self._drop_tokenizer_norm)
+        self.set_tuning(frozen, norms_only, lora, depth)
 
     def _init_from_scratch(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
@@ -130,6 +143,15 @@ class ADDPViT(BaseModule):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
+
+    def stem_parts(self) -> list[nn.Module | nn.Parameter]:
+        """Patch embedding, positions and the norm in front of the blocks."""
+        parts = (self.patch_embed, self.pos_embed, self.tokenizer_norm)
+        return [part for part in parts if part is not None]
+
+    def blocks_in_use(self) -> Sequence[nn.Module]:
+        """The blocks up to the last output map."""
+        return list(self.blocks)[: self.out_indices[-1] + 1]
 
     def init_weights(self) -> None:
         """Loads ``init_cfg``'s file; without one the constructor's random weights stay.
@@ -143,7 +165,7 @@ class ADDPViT(BaseModule):
         if self.init_cfg.get('type') != 'Pretrained':
             super().init_weights()
             return
-        optional = [name for name in self.state_dict() if name.endswith(OPTIONAL_IN_FILE)]
+        optional = [name for name in self.state_dict() if name.endswith((*OPTIONAL_IN_FILE, *LORA_ENDINGS))]
         ignored = () if self.tokenizer_norm is not None else ('tokenizer_norm.',)
         load_pretrained(self, self.init_cfg, optional, ignored)
         self._is_init = True
@@ -160,17 +182,19 @@ class ADDPViT(BaseModule):
         Raises:
             ValueError: If H or W is not a multiple of the patch size, or ``with_cp='offload'`` meets bfloat16 autocast.
         """
-        x = self.patch_embed(images)  # (B, H, W, C)
-        B, H, W, C = x.shape
-        pos_embed = resample_abs_pos_embed(
-            self.pos_embed, [H, W], self.pretrain_grid, num_prefix_tokens=0, antialias=False
-        )
-        x = x.reshape(B, H * W, C) + pos_embed  # (B, N, C)
-        if self.tokenizer_norm is not None:
-            x = self.tokenizer_norm(x)
+        with torch.set_grad_enabled(self.has_gradients(-1)):
+            x = self.patch_embed(images)  # (B, H, W, C)
+            B, H, W, C = x.shape
+            pos_embed = resample_abs_pos_embed(
+                self.pos_embed, [H, W], self.pretrain_grid, num_prefix_tokens=0, antialias=False
+            )
+            x = x.reshape(B, H * W, C) + pos_embed  # (B, N, C)
+            if self.tokenizer_norm is not None:
+                x = self.tokenizer_norm(x)
         maps = []
         for i, block in enumerate(self.blocks):
-            x = self.run_block(block, x, (H, W))
+            with torch.set_grad_enabled(self.has_gradients(i)):
+                x = self.run_block(block, x, (H, W))
             if i in self.out_indices:
                 maps.append(x.transpose(1, 2).reshape(B, C, H, W))
             if i == self.out_indices[-1]:

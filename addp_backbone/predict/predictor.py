@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from addp_backbone.checkpoint.frozen_base import complete
 from addp_backbone.checkpoint.locate import find_checkpoint
 from addp_backbone.checkpoint.matching import unwrap_state_dict
 from addp_backbone.checkpoint.storage import read_checkpoint
@@ -39,6 +40,32 @@ from addp_backbone.runtime.unlabelled import without_annotations
 
 DEFAULT_SCORE_THR = 0.3
 TILED_SCOPES = ('mmdet', 'mmseg')
+
+
+def load_network(cfg: Config, content: dict[str, Any], path: str) -> Any:
+    """Builds a config's model and gives it a checkpoint's weights, all of them.
+
+    Args:
+        cfg: Config; an open number of classes is filled in.
+        content: The checkpoint as it was read; a frozen base that it leaves out is put back.
+        path: Its file, for messages.
+
+    Returns:
+        The model on the CPU; with test-time augmentation the wrapper around it.
+
+    Raises:
+        CheckpointError: If it does not fit the config.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if cfg.model.get('num_classes', 0) is None:  # left open, as the data tells: a checkpoint has noted it
+        cfg.model.num_classes = len((content.get('meta', {}).get('dataset_meta') or {}).get('classes') or ()) or None
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    network = model.module if isinstance(model, BaseTTAModel) else model
+    complete(content, network, path)
+    weights = unwrap_state_dict(content)
+    check_weights(path, weights, network.state_dict())
+    network.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in weights.items()})
+    return model
 
 
 class Predictor:
@@ -82,16 +109,8 @@ class Predictor:
             raise ValueError('tiles are for detection and segmentation, not for classes of a whole image')
         self.tiles, self.allow_urls = tiles, allow_urls
         content = read_checkpoint(self.checkpoint)
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        if cfg.model.get('num_classes', 0) is None:  # left open, as the data tells: a checkpoint has noted it
-            cfg.model.num_classes = (
-                len((content.get('meta', {}).get('dataset_meta') or {}).get('classes') or ()) or None
-            )
-        weights = unwrap_state_dict(content)
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        model = load_network(cfg, content, str(checkpoint))
         network = model.module if isinstance(model, BaseTTAModel) else model
-        check_weights(str(checkpoint), weights, network.state_dict())
-        network.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in weights.items()})
         self.model = model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
         steps = without_annotations(cfg.test_dataloader.dataset.pipeline)
         self.wants_bgr = any(map(_reads_image, steps))  # otherwise the data set reads, as Pillow does (classification)

@@ -56,6 +56,11 @@ def demo() -> int:
     return run_tool('demo')
 
 
+def merge() -> int:
+    """``addp-merge``."""
+    return run_tool('merge_checkpoint')
+
+
 def new_dataset() -> int:
     """``addp-new-dataset``."""
     return run_tool('new_dataset')

@@ -38,7 +38,7 @@ _SIGNAL, _ERROR = 1, 2  # what processes tell each other; 0 is nothing
 
 
 class PreemptedError(RuntimeError):
-    """Training ended because a signal asked for it; the message says what was saved."""
+    """Training ended because a signal or a time limit asked for it; the message says what was saved."""
 
     exit_code = PREEMPTED
 
@@ -54,13 +54,14 @@ class _Request:
         self.active = False
         self.signal: int | None = None
         self.at = 0.0
+        self.reason = ''
         self.error: Exception | None = None
 
     @property
     def code(self) -> int:
         if self.error is not None:
             return _ERROR
-        return _SIGNAL if self.signal is not None else 0
+        return _SIGNAL if self.signal is not None or self.reason else 0
 
 
 _request = _Request()
@@ -76,13 +77,22 @@ def catch_signals() -> Iterator[None]:
         yield
         return
     former = {number: signal.signal(number, _take) for number in SIGNALS}
-    _request.active, _request.signal, _request.error = True, None, None
+    _request.active, _request.signal, _request.reason, _request.error = True, None, '', None
     try:
         yield
     finally:
-        _request.active, _request.signal, _request.error = False, None, None
+        _request.active, _request.signal, _request.reason, _request.error = False, None, '', None
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def request_stop(reason: str) -> None:
+    """Lets training save after the running iteration and end as after a signal, on all processes together.
+
+    Args:
+        reason: Why, for the message.
+    """
+    _request.reason = reason
 
 
 def request_end(error: Exception) -> None:
@@ -148,7 +158,10 @@ class SaveWhenPreempted(Hook):
             error = _request.error or PeerEndedError('another process ends the run; its message says why')
             _request.error = None
             raise type(error)(f'{error}. {save(runner)}')
-        reason = signal.Signals(_request.signal).name if _request.signal else 'a signal to another process'
+        reason = _request.reason or 'a signal to another process'
+        if _request.signal:
+            reason = signal.Signals(_request.signal).name
+        _request.reason = ''
         raise PreemptedError(f'{reason}: {save(runner)}')
 
     def _asked(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import get_world_size
+from mmengine.dist import broadcast, get_world_size
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.frozen_base import FrozenBase, completing, initialise
 from addp_backbone.checkpoint.matching import Mismatch, listed, match_tensors, unwrap_state_dict
 from addp_backbone.runtime.bad_samples import NoSampleError, substituting
 from addp_backbone.runtime.optim_wrappers import keep_implementation
@@ -26,6 +27,8 @@ from addp_backbone.runtime.optional_output import tolerate_hook, tolerate_visual
 from addp_backbone.runtime.preemption import save
 from addp_backbone.runtime.processes import WorkerInit
 from addp_backbone.runtime.saving import BadLossError, StopOnBadLoss
+from addp_backbone.tuning.lora import LORA_ENDINGS
+from addp_backbone.tuning.summary import describe_trained
 
 CLASS_LAYERS = {'fc_cls', 'fc_reg', 'conv_logits', 'conv_seg', 'head'}  # their shapes follow from the number of classes
 
@@ -63,7 +66,12 @@ class StageRunner(_Tolerance, Runner):
     takes one of another number of classes: the layers that this changes start anew, as does what the file lacks; both
     are named in the log. Data workers end with the run, also if it is killed. Training goes on without samples that
     cannot be read (:mod:`addp_backbone.runtime.bad_samples`) and without pictures that cannot be written.
+
+    Attributes:
+        frozen_base: In training, what checkpoints may leave out (:mod:`addp_backbone.checkpoint.frozen_base`).
     """
+
+    frozen_base: FrozenBase | None = None
 
     @staticmethod
     def build_dataloader(
@@ -76,12 +84,13 @@ class StageRunner(_Tolerance, Runner):
         return loader
 
     def train(self) -> nn.Module:
-        """Trains as mmengine does; an error that follows from a bad loss is reported as that.
+        """Trains as mmengine does, after a line on what is trained; an error after a bad loss is reported as that.
 
         Raises:
             BadLossError: See :class:`addp_backbone.runtime.saving.StopOnBadLoss`.
             NoSampleError: If no sample can be read any more. One process has saved what it had then.
         """
+        print_log(describe_trained(self._network()), logger='current')
         try:
             return super().train()
         except (BadLossError, CheckpointError):
@@ -102,6 +111,21 @@ class StageRunner(_Tolerance, Runner):
             keep_implementation(single.optimizer)
         return wrapper
 
+    def _network(self) -> nn.Module:
+        """The model without wrappers."""
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        return model
+
+    def _init_model_weights(self) -> None:
+        """Initialises as mmengine does, and notes what of a frozen backbone its file gives."""
+        model: Any = self._network()
+        if hasattr(model, 'init_weights'):
+            self.frozen_base = initialise(model, model.init_weights)
+            for tensor in model.state_dict().values():
+                broadcast(tensor)
+
     def load_checkpoint(
         self, filename: str, map_location: str | Callable = 'cpu', strict: bool = False, revise_keys: list | None = None
     ) -> dict[str, Any]:
@@ -111,11 +135,10 @@ class StageRunner(_Tolerance, Runner):
             CheckpointError: If resuming or testing, and tensors are missing, left over or of another shape; in training
                 from weights, if another layer than those that depend on the classes has another shape, or none fits.
         """
-        checkpoint = super().load_checkpoint(filename, map_location, strict, revise_keys or [(r'^module\.', '')])
+        model = self._network()
+        with completing(model):
+            checkpoint = super().load_checkpoint(filename, map_location, strict, revise_keys or [(r'^module\.', '')])
         testing = self._train_loop is None or isinstance(self._train_loop, dict)
-        model = self.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
         weights = unwrap_state_dict(checkpoint)
         if self._resume or testing:
             check_weights(filename, weights, model.state_dict())
@@ -136,9 +159,17 @@ def describe_start(path: str, given: Mapping[str, Any], wanted: Mapping[str, Ten
         Text with every tensor that starts anew, and the first of those that are not used.
 
     Raises:
-        CheckpointError: If no tensor fits, or one differs otherwise than by the number of classes.
+        CheckpointError: If no tensor fits, one differs otherwise than by the number of classes, or the checkpoint has
+            low-rank differences and the model none.
     """
     found = match_tensors({name.removeprefix('module.'): tensor for name, tensor in given.items()}, wanted)
+    adapters = [name for name in found.unexpected if name.endswith(LORA_ENDINGS)]
+    if adapters:
+        raise CheckpointError(
+            f'{path} cannot be started from (load_from): it has low-rank differences ({adapters[0]}), which this '
+            'config has not. Merge them into the weights: python tools/merge_checkpoint.py CONFIG CHECKPOINT DST, or '
+            'set model.backbone.lora as in its training'
+        )
     of_classes = {name: shapes for name, shapes in found.shapes.items() if CLASS_LAYERS & set(name.split('.'))}
     wrong = Mismatch(shapes={n: s for n, s in found.shapes.items() if n not in of_classes}, kinds=found.kinds)
     num_taken = len(wanted) - len(found.missing) - len(found.shapes) - len(found.kinds)

@@ -13,11 +13,13 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
 from addp_backbone.checkpoint.errors import CheckpointError
+from addp_backbone.checkpoint.frozen_base import FrozenBase, digest, leave_out_base
 from addp_backbone.checkpoint.integrity import sign_archive
 from addp_backbone.checkpoint.locate import find_latest_checkpoint
 from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
@@ -53,9 +55,22 @@ class AtomicLocalBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook`` (same arguments), atomic: an old file goes only after the new one is there."""
+    """mmengine's ``CheckpointHook``, atomic: an old file goes only after the new one is there.
+
+    Args:
+        save_base: Whether checkpoints hold the frozen part of the backbone that ``model.backbone.init_cfg`` gives.
+            None: not with ``norms_only`` or ``lora``. It is always held where it would be lost: without such a file,
+            where ``load_from`` brought other weights, and with averaged weights (EMA).
+        args: mmengine's arguments.
+        options: Likewise.
+    """
 
     backend_args: dict[str, Any] | None
+
+    def __init__(self, *args: Any, save_base: bool | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.save_base = save_base
+        self._base: FrozenBase | bool | None = True  # True: nobody has looked yet
 
     def before_train(self, runner: Runner) -> None:
         """Chooses the atomic backend unless the config names one."""
@@ -66,6 +81,35 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if is_main_process():
             remove_abandoned_parts(runner.work_dir)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen base out of the checkpoint, if that is wanted and it can be had again."""
+        if self._base is True:
+            self._base = self._find_base(runner)
+        if isinstance(self._base, FrozenBase) and 'ema_state_dict' not in checkpoint:
+            leave_out_base(checkpoint, self._base)
+
+    def _find_base(self, runner: Runner) -> FrozenBase | None:
+        """What is left out of every checkpoint of the run; it does not change, as it is frozen."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        base: FrozenBase | None = getattr(runner, 'frozen_base', None)
+        selects = getattr(getattr(getattr(model, 'backbone', None), 'tuning', None), 'selects', False)
+        if base is None or self.save_base or (self.save_base is None and not selects):
+            return None
+        own = model.state_dict()
+        if digest({name: own[name] for name in base.names}) != base.digest:
+            print_log(
+                f'the frozen base is not that of {base.source} (load_from brought another): checkpoints hold it',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return None
+        print_log(
+            f'checkpoints leave out {len(base.names)} tensors of the frozen base, {base.source}: keep that file, or '
+            'make a checkpoint whole by tools/merge_checkpoint.py (default_hooks.checkpoint.save_base=True keeps them)',
+            logger='current',
+        )
+        return base
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = None

@@ -43,13 +43,20 @@ def check_sharding(cfg: Config) -> None:
         cfg: Training config.
 
     Raises:
-        LaunchError: If the config averages weights (EMA), keeps shards in separate files, or merges the parameters that
-            layer-wise decay tells apart.
+        LaunchError: If the config trains norms or low-rank differences alone, averages weights (EMA), keeps shards in
+            separate files, or merges the parameters that layer-wise decay tells apart.
     """
     strategy = cfg.get('strategy') or {}
     if strategy.get('type') not in SHARDED_STRATEGIES:
         return
     strategy['type'] = 'StageFSDPStrategy'
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    partial = [name for name in ('norms_only', 'lora') if backbone.get(name)]
+    if partial:
+        raise LaunchError(
+            f'model.backbone.{partial[0]} does not go with FSDP (strategy.type=FSDPStrategy): partial fine-tuning '
+            'needs no shards, train without (another leaf than *_fsdp.py)'
+        )
     averaging = [hook['type'] for hook in cfg.get('custom_hooks') or [] if str(hook['type']).endswith('EMAHook')]
     if averaging:
         raise LaunchError(

@@ -27,6 +27,7 @@ from addp_backbone.layers.block import NORM_EPS
 from addp_backbone.layers.transfer import to_device
 from addp_backbone.networks.arch import Arch
 from addp_backbone.networks.vit import INIT_STD, ADDPViT
+from addp_backbone.tuning.lora import LORA_ENDINGS
 from pretrain.classification import accuracy  # noqa: F401  (registers it)
 from pretrain.data import image_folder, labelled  # noqa: F401  (registers them)
 from pretrain.data.transforms import ImageSample
@@ -52,6 +53,9 @@ class ClassifierViT(ADDPViT):
         final_norm: Whether to keep the encoder's ``norm`` after the blocks, as in pre-training: probes keep it.
         out_index: Index of the block whose output is used; negative ones count from the end. Later blocks are not run.
         with_cp: Activation checkpointing, see :class:`ADDPViT`.
+        frozen: See :class:`ADDPViT`; for a linear probe use ``linear_probe`` of :class:`ImageClassifier`.
+        norms_only: See :class:`ADDPViT`; the final norm is trained, too.
+        lora: See :class:`ADDPViT`.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)``. FILE is a checkpoint of ADDP, MAE, MAGE or timm, or the
             output of ``tools/convert_checkpoint.py --for classifier``; nothing in it is executed.
     """
@@ -66,6 +70,9 @@ class ClassifierViT(ADDPViT):
         final_norm: bool = False,
         out_index: int = -1,
         with_cp: bool | str = False,
+        frozen: bool | int = False,
+        norms_only: bool = False,
+        lora: Mapping[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -79,6 +86,9 @@ class ClassifierViT(ADDPViT):
             out_indices=(out_index,),
             tokenizer_norm=tokenizer_norm,
             with_cp=with_cp,
+            frozen=frozen,
+            norms_only=norms_only,
+            lora=lora,
             init_cfg=init_cfg,
         )
         self.width = self.arch.width
@@ -89,6 +99,11 @@ class ClassifierViT(ADDPViT):
         self.norm = nn.LayerNorm(self.width, eps=NORM_EPS) if final_norm else None
         for embedding in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(embedding, std=INIT_STD)
+        self.freeze()
+
+    def stem_parts(self) -> list[nn.Module | nn.Parameter]:
+        """Those of :class:`ADDPViT`, and the cls token."""
+        return [*super().stem_parts(), *([self.cls_token] if hasattr(self, 'cls_token') else [])]
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Encodes images.
@@ -99,15 +114,17 @@ class ClassifierViT(ADDPViT):
         Returns:
             The tokens (B, 1 + N, C), cls first.
         """
-        x = self.patch_embed(images)  # (B, H, W, C)
-        grid = x.shape[1], x.shape[2]
-        pos_embed = resample_abs_pos_embed(self.pos_embed, [*grid], self.pretrain_grid, antialias=False)
-        cls_token = self.cls_token.expand(len(x), -1, -1)
-        x = torch.cat((cls_token, x.flatten(1, 2)), dim=1) + pos_embed  # (B, 1 + N, C)
-        if self.tokenizer_norm is not None:
-            x = self.tokenizer_norm(x)
-        for block in self.blocks[: self.out_indices[-1] + 1]:
-            x = self.run_block(block, x)
+        with torch.set_grad_enabled(self.has_gradients(-1)):
+            x = self.patch_embed(images)  # (B, H, W, C)
+            grid = x.shape[1], x.shape[2]
+            pos_embed = resample_abs_pos_embed(self.pos_embed, [*grid], self.pretrain_grid, antialias=False)
+            cls_token = self.cls_token.expand(len(x), -1, -1)
+            x = torch.cat((cls_token, x.flatten(1, 2)), dim=1) + pos_embed  # (B, 1 + N, C)
+            if self.tokenizer_norm is not None:
+                x = self.tokenizer_norm(x)
+        for i, block in enumerate(self.blocks[: self.out_indices[-1] + 1]):
+            with torch.set_grad_enabled(self.has_gradients(i)):
+                x = self.run_block(block, x)
         return x if self.norm is None else self.norm(x)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -131,7 +148,7 @@ class ClassifierViT(ADDPViT):
             read_checkpoint(path), img_size=self.img_size, patch_size=self.patch_size, keep_cls=True
         )
         own = self.state_dict()
-        mismatch = match_tensors(report.state_dict, own)
+        mismatch = match_tensors(report.state_dict, own, [name for name in own if name.endswith(LORA_ENDINGS)])
         missing = sorted(mismatch.missing)
         if missing:
             raise CheckpointError(
@@ -144,7 +161,8 @@ class ClassifierViT(ADDPViT):
                 f'{path} (format {report.format}) does not fit this ViT. {mismatch}. Set model.backbone.arch to the '
                 "file's size"
             )
-        self.load_state_dict({name: report.state_dict[name] for name in own})
+        own = {name: tensor for name, tensor in own.items() if not name.endswith(LORA_ENDINGS)}
+        self.load_state_dict({name: report.state_dict[name] for name in own}, strict=False)  # compared above
         notes = [*report.notes, *(f'{name} is left out, as the config says' for name in surplus)]
         print_log(
             f'{type(self).__name__}: all {len(own)} tensors from {path} (format {report.format}); '
@@ -211,6 +229,8 @@ class ImageClassifier(BaseModel):
         fc = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(fc.weight, std=LINEAR_PROBE_STD if linear_probe else FINE_TUNING_STD)
         nn.init.zeros_(fc.bias)
+        if linear_probe and self.backbone.tuning.selects:
+            raise ValueError('linear_probe=True trains the head alone: leave out norms_only and lora of the backbone')
         if linear_probe:
             self.backbone.requires_grad_(False)
             norm: dict[str, nn.Module] = dict(batch_norm=nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, affine=False))

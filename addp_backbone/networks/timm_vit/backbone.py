@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,13 +17,14 @@ from addp_backbone.networks.timm_vit.catalogue import build_model, published_arc
 from addp_backbone.networks.timm_vit.trunks import Embedded, SamTrunk, make_trunk
 from addp_backbone.networks.timm_vit.weights import load_file, load_published_weights, position_grid
 from addp_backbone.networks.timm_vit.windows import Region, regions, whole_map
+from addp_backbone.tuning.partial import PartlyTrainedViT
 
 # What timm puts behind the blocks: maps are taken before it, and parameters that no loss reaches would stop DDP.
 _BEHIND_THE_BLOCKS = ('norm', 'fc_norm', 'head', 'head_dist', 'head_drop', 'attn_pool', 'neck')
 
 
 @MODELS.register_module()
-class TimmViT(BaseModule):
+class TimmViT(PartlyTrainedViT):
     """A plain ViT of timm: activation, norms, LayerScale, SwiGLU, positions, class and register tokens as published.
 
     Args:
@@ -44,6 +44,9 @@ class TimmViT(BaseModule):
             that UperNet taps. Blocks after the last of them are not built.
         frozen: True = nothing is trained; a number k = patch embedding, positions and the first k blocks are not. What
             is frozen stays in eval mode and keeps no activations.
+        norms_only: Of the blocks that are not frozen, only norms are trained.
+        lora: ``dict(rank=, alpha=, mlp=)``: of the blocks that are not frozen, only low-rank differences of their
+            matrices are trained (:class:`addp_backbone.tuning.lora.LoRA`).
         with_cp: Activation checkpointing of every trained block: less memory, more time, the same loss and gradients.
         pretrained: Whether timm fetches the published weights (through the Hugging Face hub, or from its cache).
         stride: None = maps have the stride of the patches. A number = images are resized by patch size / stride
@@ -77,6 +80,8 @@ class TimmViT(BaseModule):
         drop_path_rate: float | str = 0.0,
         out_indices: str | Sequence[int] = (-1,),
         frozen: bool | int = False,
+        norms_only: bool = False,
+        lora: Mapping[str, Any] | None = None,
         with_cp: bool = False,
         pretrained: bool = False,
         stride: int | None = None,
@@ -118,10 +123,8 @@ class TimmViT(BaseModule):
         self.patch_size = self.vit.patch_embed.patch_size[0]
         _require(stride is None or stride > 0, f'stride must be positive or None, got {stride}')
         self.stride = stride or self.patch_size
-        self._num_frozen_blocks = self._check_frozen(frozen)
-        self.frozen = frozen
         self._cut_off()
-        self._freeze()
+        self.set_tuning(frozen, norms_only, lora, depth)
 
     def _check_windows(self, window_size: int) -> int:
         """SAM's blocks cut their own windows, so none are cut around them."""
@@ -135,42 +138,20 @@ class TimmViT(BaseModule):
         )
         return 0
 
-    def _check_frozen(self, frozen: bool | int) -> int:
-        """How many blocks are frozen; the whole trunk counts as all of those that are built."""
-        built = self.out_indices[-1] + 1
-        if isinstance(frozen, bool):
-            return built if frozen else 0
-        _require(
-            0 <= frozen <= self.arch.depth,
-            f'frozen must be True, False or a number of blocks in [0, {self.arch.depth}], got {frozen}',
-        )
-        return min(frozen, built)
-
     def _cut_off(self) -> None:
         """Removes what stands behind the last output map."""
         for name in _BEHIND_THE_BLOCKS:
             if hasattr(self.vit, name):
                 setattr(self.vit, name, nn.Identity())
 
-    def _freeze(self) -> None:
-        if self.frozen is False or (self.frozen == 0 and not isinstance(self.frozen, bool)):
-            return
-        for part in self._frozen_parts():
-            if isinstance(part, nn.Module):
-                part.eval()
-                part.requires_grad_(False)
-            else:
-                part.requires_grad = False
+    def stem_parts(self) -> list[nn.Module | nn.Parameter]:
+        """What timm's family has in front of the blocks."""
+        parts = (getattr(self.vit, name, None) for name in self.trunk.STEM)
+        return [part for part in parts if part is not None]
 
-    def _frozen_parts(self) -> list[nn.Module | nn.Parameter]:
-        stem = [getattr(self.vit, name, None) for name in self.trunk.STEM]
-        return [part for part in (*stem, *self.vit.blocks[: self._num_frozen_blocks]) if part is not None]
-
-    def train(self, mode: bool = True) -> TimmViT:
-        """Switches between training and evaluation; what is frozen stays in evaluation."""
-        super().train(mode)
-        self._freeze()
-        return self
+    def blocks_in_use(self) -> Sequence[nn.Module]:
+        """The blocks up to the last output map: all that are built."""
+        return list(self.vit.blocks)
 
     def init_weights(self) -> None:
         """Loads ``init_cfg``'s file or the published weights; without either the random weights stay.
@@ -204,22 +185,17 @@ class TimmViT(BaseModule):
             ValueError: If H or W is no multiple of ``stride``.
         """
         images = self._resize(images)
-        num_frozen = self._num_frozen_blocks
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._stem_is_frozen):
+        with torch.set_grad_enabled(self.has_gradients(-1)):
             embedded = self.trunk.embed(images)
         maps = []
         for index in range(len(self.vit.blocks)):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= num_frozen):
+            with torch.set_grad_enabled(self.has_gradients(index)):
                 embedded = self._run_block(index, embedded)
             if index in self.out_indices:
                 patches = embedded.patches
                 patches = F.layer_norm(patches, patches.shape[-1:]) if self.norm_maps else patches
                 maps.append(patches.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
-
-    @property
-    def _stem_is_frozen(self) -> bool:
-        return self.frozen is True or self._num_frozen_blocks > 0
 
     def _resize(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

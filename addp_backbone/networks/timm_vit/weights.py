@@ -15,10 +15,12 @@ from mmengine.logging import print_log
 from timm.models._registry import get_pretrained_cfg
 from torch import Tensor
 
+from addp_backbone.checkpoint.errors import refuse_partial
 from addp_backbone.checkpoint.matching import MAX_NAMES, listed, match_tensors
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.networks.timm_vit.catalogue import build_model, size_options
 from addp_backbone.networks.timm_vit.layouts import DROPPED, Layout, find_vits, to_timm_names
+from addp_backbone.tuning.lora import LORA_ENDINGS
 
 if TYPE_CHECKING:
     from addp_backbone.networks.timm_vit.backbone import TimmViT
@@ -98,6 +100,7 @@ def convert(
     Raises:
         CheckpointError: As in :func:`load_file`.
     """
+    refuse_partial(checkpoint, 'the file')
     flat = _flatten(checkpoint)
     prefix, layout = _choose(flat, prefix)
     report = WeightsReport(layout.name, prefix)
@@ -181,7 +184,7 @@ def load_published_weights(backbone: TimmViT) -> None:
             f'Without a network: fetch model.safetensors from {where} on another machine and set pretrained=False, '
             f'init_cfg=dict(type="Pretrained", checkpoint=FILE); or copy the hub\'s cache and set HF_HUB_OFFLINE=1'
         ) from error
-    wanted = backbone.vit.state_dict()
+    wanted = {key: tensor for key, tensor in backbone.vit.state_dict().items() if not key.endswith(LORA_ENDINGS)}
     given = source.state_dict()
     with torch.no_grad():
         for key, tensor in wanted.items():
@@ -270,7 +273,7 @@ def _account(backbone: TimmViT, like: Any, converted: dict[str, Tensor], report:
             report.dropped.setdefault(prefix + name, reason)
         elif name in own or not any(re.match(pattern, name) for pattern in DROPPED):
             kept[name] = value
-    mismatch = match_tensors(kept, own)
+    mismatch = match_tensors(kept, own, [name for name in own if name.endswith(LORA_ENDINGS)])
     if mismatch:
         shapes = [f'{name} {found} instead of {wanted}' for name, (found, wanted) in mismatch.shapes.items()]
         kinds = [f'{name} {kind}' for name, kind in mismatch.kinds.items()]

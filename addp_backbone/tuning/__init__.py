@@ -1,0 +1,1 @@
+"""Partial and low-rank fine-tuning: which parameters of a plain ViT are trained."""
