@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from mmcv.transforms import Compose
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseTTAModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
