@@ -94,10 +94,14 @@ def _average_precision(
         objects: (draws,) number of objects.
     """
     result = np.zeros(len(drawn))
+    seen = np.cumsum(drawn, axis=1)
     for threshold in range(hits.shape[1]):
-        true = np.cumsum(drawn * hits[:, threshold], axis=1)
-        false = np.cumsum(drawn * ~(hits[:, threshold] | left_out[:, threshold]), axis=1)
-        precision = true / np.maximum(true + false, np.spacing(1))
+        where = np.flatnonzero(hits[:, threshold])  # recall grows, and precision is highest, at hits alone
+        counted = seen
+        if left_out[:, threshold].any():
+            counted = np.cumsum(drawn * ~left_out[:, threshold], axis=1)
+        true = np.cumsum(drawn[:, where], axis=1)
+        precision = true / np.maximum(counted[:, where], np.spacing(1))
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         best = np.concatenate((best, np.zeros((len(drawn), 1))), axis=1)  # recalls that are never reached
         for draw, count in enumerate(objects):

@@ -68,7 +68,10 @@ def paired_difference(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Difference:
-    """Compares the mIoU of the same images: first minus second, as :func:`difference_of_scores`.
+    """Compares the mIoU of the same images: first minus second.
+
+    The images are drawn anew with replacement, the same for both and for every seed; each draw is scored as a whole
+    validation set; see :func:`difference_of` for the interval.
 
     Args:
         first: Areas of each seed, (images, 3, C), see :func:`addp_backbone.files.mask_areas.count_areas`.
@@ -88,56 +91,51 @@ def paired_difference(
             'a paired difference wants areas of the same seeds, images and classes, got '
             f'{[areas.shape for areas in first]} and {[areas.shape for areas in second]}'
         )
-    ours, theirs = ([ImageAreas(areas) for areas in one] for one in (first, second))
-    return difference_of_scores(ours, theirs, len(first[0]), resamples, level, seed)
+    by_seed = [float(mean_iou(a.sum(axis=0)) - mean_iou(b.sum(axis=0))) for a, b in zip(first, second, strict=True)]
+    ours, theirs = (
+        np.mean([bootstrap_scores(ImageAreas(areas), len(areas), resamples, seed) for areas in one], axis=0)
+        for one in (first, second)
+    )
+    return difference_of(by_seed, ours - theirs, level)
 
 
-def difference_of_scores(
-    first: Sequence[Resampled],
-    second: Sequence[Resampled],
-    num_images: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Difference:
-    """Compares two sets of scores of the same images: first minus second.
-
-    The images are drawn anew with replacement, the same for both and for every seed; each draw is scored as a whole
-    validation set; the interval is that of the percentiles. What the seeds add is not in the interval but in
-    :attr:`Difference.deviation`.
+def bootstrap_scores(
+    result: Resampled, num_images: int, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Scores of draws of the images with replacement; of one seed and number of images the draws are the same.
 
     Args:
-        first: Each seed.
-        second: The same seeds, of the same images.
+        result: What is scored.
         num_images: How many images.
         resamples: Number of draws.
-        level: Of the interval.
         seed: Of the draws.
 
     Returns:
-        The difference.
+        (resamples,) in per cent.
     """
-    everything = np.ones((1, num_images))
-    by_seed = [(a.scores(everything) - b.scores(everything)).item() for a, b in zip(first, second, strict=True)]
     rng = np.random.default_rng(seed)
-    draws = []
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size)
-        draws.append(_mean_scores(counts, first) - _mean_scores(counts, second))
-    tail = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(np.concatenate(draws), [tail, 100 - tail])
+    shares = np.full(num_images, 1 / num_images)
+    sizes = [min(_CHUNK, resamples - start) for start in range(0, resamples, _CHUNK)]
+    return np.concatenate([result.scores(rng.multinomial(num_images, shares, size)) for size in sizes])
+
+
+def difference_of(by_seed: Sequence[float], draws: NDArray[np.float64], level: float = LEVEL) -> Difference:
+    """A difference from its values.
+
+    What the seeds add is not in the interval but in :attr:`Difference.deviation`.
+
+    Args:
+        by_seed: Of the whole validation set, for each seed.
+        draws: Of each draw of images, mean over seeds: the interval is that of the percentiles.
+        level: Of the interval.
+    """
+    low, high = interval_of(draws, level)
     deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else 0.0
-    return Difference(float(np.mean(by_seed)), float(low), float(high), deviation, len(by_seed))
+    return Difference(float(np.mean(by_seed)), low, high, deviation, len(by_seed))
 
 
-def interval(rows: Sequence[Resampled], num_images: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95 % interval of a mean over seeds: percentiles over draws of the validation images."""
-    counts = np.random.default_rng(0).multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
-    low, high = np.nanpercentile(_mean_scores(counts, rows), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+def interval_of(draws: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """The percentiles of scores of draws that hold ``level`` of them between them."""
+    tail = 100 * (1 - level) / 2
+    low, high = np.nanpercentile(draws, [tail, 100 - tail])
     return float(low), float(high)
-
-
-def _mean_scores(counts: NDArray[np.number], rows: Sequence[Resampled]) -> NDArray[np.float64]:
-    """Score of every draw, mean over seeds: (draws, images) counts -> (draws,)."""
-    return np.mean([row.scores(counts) for row in rows], axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from addp_backbone.detection.image_matches import ImageMatches
 from addp_backbone.files.image_results import read_image_results
 from addp_backbone.runtime.image_areas import AREAS
-from experiments.probes.bootstrap import ImageAreas, Resampled
+from experiments.probes.bootstrap import ImageAreas, Resampled, bootstrap_scores
 from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, TrainedJob
 
 MEASURES = {AREAS: 'mIoU', 'bbox': 'AP box', 'segm': 'AP mask'}
@@ -64,6 +65,11 @@ class TrainedRow:
     def score(self) -> float:
         """In per cent."""
         return self.result.scores(np.ones((1, len(self.images)))).item()
+
+    @cached_property
+    def draws(self) -> NDArray[np.float64]:
+        """Scores of draws of the validation images, the same draws for all rows of the same number of images."""
+        return bootstrap_scores(self.result, len(self.images))
 
 
 def read_rows(jobs: Sequence[TrainedJob], runs: Sequence[MadeRun]) -> list[TrainedRow]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.probes.bootstrap import Difference, difference_of_scores, interval
+from experiments.probes.bootstrap import Difference, difference_of, interval_of
 from experiments.trained.protocols import MadeRun, TrainedJob
 from experiments.trained.rows import TrainedRow, protocol_differences, read_rows
 
@@ -43,7 +43,7 @@ class TrainedSummary:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the mean over draws of the validation images."""
-        return interval([row.result for row in self.rows], len(self.first.images))
+        return interval_of(np.mean([row.draws for row in self.rows], axis=0))
 
     def record(self) -> dict[str, Any]:
         """The summary as ``results.json`` and ``trained.csv`` have it."""
@@ -119,8 +119,9 @@ def compare_trained(summaries: Sequence[TrainedSummary], reference: str | None =
         if not seeds:
             continue
         chosen = [[row for row in one.rows if row.seed in seeds] for one in (first, second)]
-        results = [[row.result for row in rows] for rows in chosen]
-        difference = difference_of_scores(results[0], results[1], len(first.first.images))
+        by_seed = [ours.score - theirs.score for ours, theirs in zip(*chosen, strict=True)]
+        draws = [np.mean([row.draws for row in rows], axis=0) for rows in chosen]
+        difference = difference_of(by_seed, draws[0] - draws[1])
         found.append(TrainedDifference(chosen[0][0], chosen[1][0], difference))
     return found
 
