@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := addp_backbone pretrain experiments tools tests det_configs seg_configs docs setup.py
 
-.PHONY: quickstart miniature benchmark test faults long setup check lint types format doctor docs pins gpu-wheels clean-quickstart
+.PHONY: quickstart miniature gallery benchmark test faults long setup check lint types format doctor docs pins gpu-wheels clean-quickstart
 
 quickstart: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py
@@ -13,6 +13,10 @@ quickstart: $(INSTALLED)
 # The same table for three seeds, from a token predictor and an ADDP that train four times as long.
 miniature: $(INSTALLED)
 	$(PYTHON) tools/quickstart.py --seeds 0 1 2 --pretraining 4 --work-dir work_dirs/miniature
+
+# docs/gallery.md and its images, from a finished quickstart.
+gallery: quickstart
+	$(PYTHON) tools/gallery.py
 
 # Two workers with one thread each: the tests are many and small.
 test: $(INSTALLED)
