@@ -4,13 +4,13 @@
 CPU, relative positions     cache-sized blocks cut from the map (:mod:`addp_backbone.layers.cpu_attention`)
 CPU, 16 bits                cache-sized blocks (same module)
 CPU, dropout                explicit softmax: torch's fused attention would keep all weights in float32 there as well
-CUDA, relative positions    Triton kernel (:mod:`addp_backbone.layers.triton_attention`; never ran on a GPU so far)
+CUDA, relative positions    16 bits or TF32: Triton kernel (:mod:`addp_backbone.layers.triton_attention`)
 everything else             torch's fused attention; relative positions are extra columns of queries and keys
 ==========================  ==========================================================================================
 
-Without Triton, where the Triton kernel fails its trial (:mod:`addp_backbone.layers.trial`), with dropout and with
-``torch.use_deterministic_algorithms``, CUDA has the extra columns too: by cuDNN with values 128 wide if that passes a
-trial, which saves a sixth of the arithmetic at 1024 px, otherwise by what torch chooses.
+Without Triton, where the Triton kernel fails its trial (:mod:`addp_backbone.layers.trial`), in exact float32 (where the
+columns took 0.7 of the kernel's time on an H100) and with dropout, CUDA has the extra columns too: by cuDNN with values
+128 wide if that passes a trial, otherwise by what torch chooses.
 
 Shapes: B images, (H, W) grid, N = H * W tokens, h heads, D head width.
 """
@@ -71,10 +71,11 @@ def choose_kernel(
         The kernel. ``RELATIVE_BLOCKS`` and ``TRITON`` add relative positions inside; the others need them as columns.
     """
     relative = grid is not None
-    if device.type == 'cuda' and grid is not None and not dropout and not torch.are_deterministic_algorithms_enabled():
+    if device.type == 'cuda' and grid is not None and not dropout:
         if _serves(Kernel.TRITON, device, dtype, head_width):
             return Kernel.TRITON
-        if not torch.compiler.is_compiling() and _serves(Kernel.CUDNN, device, dtype, head_width, grid):
+        plain = torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling()
+        if not plain and _serves(Kernel.CUDNN, device, dtype, head_width, grid):
             return Kernel.CUDNN
     if device.type != 'cpu':
         return Kernel.FUSED
@@ -234,7 +235,13 @@ def _value_width(kernel: Kernel, head_width: int, key_width: int) -> int:
 def _serves(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, head_width: int, grid: tuple[int, int] | None = None
 ) -> bool:
-    """Whether a kernel can be had on a CUDA device and is right there; under torch.compile a constant of the graph."""
+    """Whether a kernel can be had on a CUDA device, is right there, and is the quicker one.
+
+    Under torch.compile the answer is a constant of the graph.
+    """
+    exact = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision != 'tf32'
+    if kernel is Kernel.TRITON and exact:
+        return False
     return _passes_trial(kernel, device, dtype, head_width, grid)
 
 
@@ -242,7 +249,10 @@ def _serves(
 def _passes_trial(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, head_width: int, grid: tuple[int, int] | None
 ) -> bool:
-    """As :func:`_serves`, by a trial on the first call; a fault is logged."""
+    """Whether a kernel can be had on a CUDA device and is right there, by a trial on the first call.
+
+    A fault is logged.
+    """
     if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < (8, 0) or dtype not in TOLERANCES:
         return False
     if kernel is Kernel.TRITON:

@@ -150,11 +150,9 @@ def block_activations(size: Arch, grid: int, side: int, amp: bool) -> float:
     linears = (
         (2 + windowed + 4) * tokens * size.width * element
     )  # of qkv, fc1, (the merged windows') proj; GELU's input
-    attention = (
-        (3 + 1 + 2) * padded * size.width * element
-    )  # q, k, v, output; the queries twice for the positions' terms
-    terms = size.num_heads * padded * (2 * side * element + FLOAT)  # and the softmax's denominators
-    return norms + linears + attention + terms
+    attention = (3 + 1) * padded * size.width * element  # q, k, v, output
+    denominators = size.num_heads * padded * FLOAT
+    return norms + linears + attention + denominators
 
 
 def pyramid_activations(
