@@ -8,6 +8,7 @@ Shapes: B images, L tokens, C latent channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,10 @@ from pretrain.networks.tokenizer import VQGANTokenizer
 
 _NORM_GROUPS = 8
 _ADAPTIVE_WEIGHT_MAX = 1e4
-_LOSS_SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
+_FIRST_LOSS_SCALE = 2.0**16
+_LARGEST_LOSS_SCALE = 2.0**40
+_HALF_RANGE = (2.0**4, 2.0**12)  # where the largest entry of a scaled gradient should lie in float16
+_MAX_TRIALS = 8
 _TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
 _CLASSIFIER = 'classifier.'
 
@@ -267,16 +271,26 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
 def _gradient_norm(loss: Tensor, weight: Tensor) -> Tensor:
     """The norm of a loss's gradient, with the loss scaled where the gradient may pass through float16.
 
-    The gradient of a mean over a large batch is smaller than float16's least number at each pixel, and would be 0. The
-    largest scale at which nothing overflows serves.
+    The gradient of a mean over a large batch is smaller than float16's least number at each pixel, and would be 0 or
+    coarsely rounded on its way to the weight. So the loss is scaled until the weight's gradient, the sum over all
+    pixels, is large and finite.
     """
     device = weight.device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    for scale in _LOSS_SCALES if half else (1.0,):
+    scale = _FIRST_LOSS_SCALE if half else 1.0
+    for trial in range(_MAX_TRIALS):
         (gradient,) = torch.autograd.grad(loss * scale, weight, retain_graph=True)
-        if scale == 1.0 or bool(torch.isfinite(gradient).all()):
-            return gradient.float().norm() / scale
-    raise AssertionError('the last scale is 1')
+        if not half:
+            break
+        largest = float(gradient.abs().max())
+        if not math.isfinite(largest) and scale > 1 and trial < _MAX_TRIALS - 1:
+            scale = max(1.0, scale / 2**6)
+        elif largest < _HALF_RANGE[0] and scale < _LARGEST_LOSS_SCALE and trial == 0:
+            factor = _HALF_RANGE[1] / max(largest, 2.0**-24)
+            scale = min(_LARGEST_LOSS_SCALE, scale * 2 ** math.floor(math.log2(factor)))
+        else:
+            break
+    return gradient.float().norm() / scale
 
 
 def peak_signal_to_noise_ratio(reconstruction: Tensor, images: Tensor) -> Tensor:

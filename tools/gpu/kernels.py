@@ -40,7 +40,7 @@ SHAPES = {  # of torch's fused attention: images or windows, heads, tokens, widt
 }
 FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 GLOBAL_BLOCK_MIB = 384
-HEADS, HEAD_WIDTH = 12, 64  # ViT-B
+HEADS, HEAD_WIDTH, WINDOW = 12, 64, 14  # ViT-B
 
 
 def fused_kernels(device: torch.device, report: Report) -> None:
@@ -113,7 +113,7 @@ def kernels_with_positions(device: torch.device, dtype: torch.dtype, size: int) 
     if device.type == 'cpu':
         return [Kernel.RELATIVE_BLOCKS, *([Kernel.FUSED] if dtype is torch.float32 else [])]
     kernels = [Kernel.FUSED]
-    if attention._serves(Kernel.TRITON, device, dtype, HEAD_WIDTH):
+    if attention._passes_trial(Kernel.TRITON, device, dtype, HEAD_WIDTH, None):
         kernels.append(Kernel.TRITON)
     if attention._serves(Kernel.CUDNN, device, dtype, HEAD_WIDTH, (size, size)):
         kernels.append(Kernel.CUDNN)
@@ -208,10 +208,18 @@ def time_of_global_attention(device: torch.device, report: Report) -> None:
             bias = torch.zeros(HEADS, N, N, device=device, dtype=dtype)
             ways['bias of N x N'] = (Kernel.FUSED, [], dict(bias=bias))
         for name, (kernel, backends, options) in ways.items():
-            _time_way(report, f'{DTYPES[dtype]}, {name}', (q, k, v), kernel, backends, options)
+            _time_way(report, f'global attention, {DTYPES[dtype]}, {name}', (q, k, v), kernel, backends, options)
+        if device.type == 'cuda':
+            for kernel in kernels_with_positions(device, dtype, WINDOW):
+                options = dict(
+                    grid=(side, side), window_size=WINDOW, rel_pos=tuple(x[: 2 * WINDOW - 1] for x in tables)
+                )
+                name = f'windows of {WINDOW}, {DTYPES[dtype]}, positions, {kernel.name}'
+                _time_way(report, name, (q, k, v), kernel, [], options)
     report.note('shape', f'{batch} images, {side} x {side} tokens, {HEADS} heads of {width // HEADS}')
     times = {name: value for name, value in report.values.items() if 'forward + backward' in name}
-    report.figure = ', '.join(f'{name.split(", forward")[0]} {value:.2f} ms' for name, value in times.items())[:150]
+    names = (name.removeprefix('global attention, ').split(', forward')[0] for name in times)
+    report.figure = ', '.join(f'{name} {value:.2f} ms' for name, value in zip(names, times.values(), strict=True))
 
 
 def _time_way(
@@ -235,8 +243,8 @@ def _time_way(
     try:
         with forced(kernel):
             with torch.no_grad():
-                report.measured(f'global attention, {name}, forward', time_ms(forward, device), 'ms')
+                report.measured(f'{name}, forward', time_ms(forward, device), 'ms')
             both = time_ms(lambda: forward().backward(weight), device)
-        report.measured(f'global attention, {name}, forward + backward', both, 'ms')
+        report.measured(f'{name}, forward + backward', both, 'ms')
     except RuntimeError as error:  # a backend that does not serve this precision
         report.note(f'{name}: not served', str(error).splitlines()[0][:200])

@@ -26,9 +26,11 @@ LEAVES = {
     'ADDP': 'pretrain/configs/addp_tiny.py',
     'fine-tuning': 'pretrain/configs/finetune_tiny.py',
 }
+FIRST_SCALE = 2.0**13
 WRAPPERS: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: dict(type='OptimWrapper'),
-    torch.float16: dict(type='AmpOptimWrapper', loss_scale='dynamic'),
+    # From 2**16 the first step overflows and is skipped, and the losses would be compared one step apart.
+    torch.float16: dict(type='AmpOptimWrapper', loss_scale=dict(init_scale=FIRST_SCALE)),
     torch.bfloat16: dict(type='BFloat16OptimWrapper'),
 }
 

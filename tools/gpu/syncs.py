@@ -61,4 +61,5 @@ def _reported_by_torch(call: Callable[[], Any]) -> int:
             call()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return sum('synchronizing' in str(warning.message) for warning in caught)
+    # not its notice, once in a process, that the mode is a prototype and misses some synchronizing operations
+    return sum('called a synchronizing' in str(warning.message) for warning in caught)

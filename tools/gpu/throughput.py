@@ -25,7 +25,7 @@ BATCH_SIZES = dict(backbone=4, detector=8, addp=64)  # a card's, as in the confi
 
 def throughput(device: torch.device, report: Report) -> None:
     """Check 14: reported, nothing is required; every part is measured though another one fails."""
-    for part in (_backbones, _addp_steps, _detector, _optimizers):
+    for part in (_backbones, _detector, _addp_steps, _optimizers, _backbones_in_float32):
         try:
             part(device, report)
         except (RuntimeError, ValueError, ImportError) as error:
@@ -45,26 +45,57 @@ def _rate(report: Report, name: str, call: Callable[[], Any], images: int, devic
 
 
 def _backbones(device: torch.device, report: Report) -> None:
-    """ViT-B at 1024 px, forward and training: ours by each kernel, without positions, and HF transformers' VitDet."""
+    """ViT-B at 1024 px in bfloat16: ours by each kernel, without positions, TimmViT, and HF transformers' VitDet."""
+    from addp_backbone import TimmViT
+
     big = device.type == 'cuda'
-    job = Job('train', img_size=1024 if big else 64, arch='base' if big else 'tiny')
-    batch = BATCH_SIZES['backbone'] if big else 1
-    images = torch.randn(batch, 3, job.img_size, job.img_size, device=device)
-    ours = make_backbone(job).to(device)
-    networks: dict[str, tuple[nn.Module, Kernel | None]] = {'ours': (ours, None), 'ours, columns': (ours, Kernel.FUSED)}
-    networks['ours without positions'] = (_without_positions(job).to(device), None)
+    job = _job(big)
+    networks: dict[str, tuple[nn.Module, Kernel | None]] = {
+        **_ours(job),
+        'ours without positions': (_without_positions(job), None),
+    }
     if not big or missing_packages(('transformers',)):
         report.note('HF VitDet', 'left out: on a CPU, or transformers is not installed')
     else:
-        networks['HF VitDet'] = (make_peer(replace(job, mode='train')).to(device), None)
-    for dtype in (torch.bfloat16, torch.float32) if big else (torch.float32,):
-        for name, (network, kernel) in networks.items():
-            label = f'ViT-{job.arch} {job.img_size} px batch {batch} {DTYPES[dtype]}, {name}'
-            with forced(kernel):
-                forward = _forward(network, images, dtype)
-                with torch.no_grad():
-                    _rate(report, f'{label}, forward', forward, batch, device)
-                _rate(report, f'{label}, training', _train(network, forward), batch, device)
+        networks['HF VitDet'] = (make_peer(replace(job, mode='train')), None)
+        timm = TimmViT('vit_base_patch16_224', img_size=job.img_size, window_size=14, global_attn_indices='auto')
+        networks['TimmViT without positions'] = (timm, None)
+    _measure_backbones(networks, job, torch.bfloat16 if big else torch.float32, device, report)
+
+
+def _backbones_in_float32(device: torch.device, report: Report) -> None:
+    """Ours in float32 by each kernel, without TF32."""
+    if device.type == 'cuda':
+        _measure_backbones(_ours(_job(True)), _job(True), torch.float32, device, report)
+
+
+def _job(big: bool) -> Job:
+    return Job('train', img_size=1024 if big else 64, arch='base' if big else 'tiny')
+
+
+def _ours(job: Job) -> dict[str, tuple[nn.Module, Kernel | None]]:
+    ours = make_backbone(job)
+    return {'ours': (ours, None), 'ours, columns': (ours, Kernel.FUSED)}
+
+
+def _measure_backbones(
+    networks: dict[str, tuple[nn.Module, Kernel | None]],
+    job: Job,
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Report,
+) -> None:
+    """Forward pass and training of each network."""
+    batch = BATCH_SIZES['backbone'] if device.type == 'cuda' else 1
+    images = torch.randn(batch, 3, job.img_size, job.img_size, device=device)
+    for name, (network, kernel) in networks.items():
+        label = f'ViT-{job.arch} {job.img_size} px batch {batch} {DTYPES[dtype]}, {name}'
+        network.to(device)
+        with forced(kernel):
+            forward = _forward(network, images, dtype)
+            with torch.no_grad():
+                _rate(report, f'{label}, forward', forward, batch, device)
+            _rate(report, f'{label}, training', _train(network, forward), batch, device)
 
 
 def _without_positions(job: Job) -> nn.Module:
@@ -145,6 +176,7 @@ def _busy_share(call: Callable[[], Any]) -> float:
     """Kernel time relative to wall time, both by torch's profiler, which slows the CPU's side down."""
     import time
 
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -153,7 +185,9 @@ def _busy_share(call: Callable[[], Any]) -> float:
         call()
         torch.cuda.synchronize()
         wall_us = (time.perf_counter() - start) * 1e6
-    return sum(event.self_device_time_total for event in profiler.key_averages()) / wall_us
+    # Kernels alone: the operations that launched them are listed with the same times.
+    kernels = [event for event in profiler.key_averages() if event.device_type == DeviceType.CUDA]
+    return sum(event.self_device_time_total for event in kernels) / wall_us
 
 
 def _optimizers(device: torch.device, report: Report) -> None:

@@ -10,7 +10,7 @@ import torch
 from tools.gpu.measuring import DTYPES, precisions
 from tools.gpu.networks import LEAST_NOISE, NOISE_FACTOR
 from tools.gpu.report import Report
-from tools.gpu.stages import LEAVES, Training, load_stage, train_stage, weights_differ, write_data
+from tools.gpu.stages import FIRST_SCALE, LEAVES, Training, load_stage, train_stage, weights_differ, write_data
 
 ITERS, BATCH_SIZE = 20, 8
 CPU_ITERS, CPU_BATCH_SIZE = 2, 2
@@ -49,7 +49,7 @@ def _check_scale(run: Training, name: str, report: Report) -> None:
     """The dynamic loss scale of float16: each overflow halves it and skips a step."""
     if not run.scales:
         return
-    skipped = sum(after < before for before, after in zip((2.0**16, *run.scales), run.scales, strict=False))
+    skipped = sum(after < before for before, after in zip((FIRST_SCALE, *run.scales), run.scales, strict=False))
     report.at_least(f'{name}, loss scale', run.scales[-1], LEAST_SCALE)
     report.at_most(f'{name}, skipped steps', skipped, MOST_SKIPPED)
 

@@ -210,13 +210,15 @@ def test_the_adaptive_weight_gives_both_gradients_one_norm():
     assert math.isclose(factor, 6, rel_tol=1e-3)
 
 
-@pytest.mark.parametrize('factor', [1.0, 1e-6], ids=['small batch', 'large batch'])
-def test_the_adaptive_weight_in_float16_is_that_of_float32(factor):
+@pytest.mark.parametrize(
+    ('factor', 'batch_size'), [(1.0, 2), (1e-6, 2), (1e-6, 64), (1e4, 2)], ids=['usual', 'small', 'tiny', 'large']
+)
+def test_the_adaptive_weight_in_float16_is_that_of_float32(factor, batch_size):
     """The gradient of a mean over a large batch is below float16's numbers at each pixel."""
     torch.manual_seed(0)
     last = torch.nn.Conv2d(8, 3, 3, padding=1)
     judge = PatchDiscriminator(base_channels=8, num_layers=1)
-    x, images = torch.rand(2, 8, 32, 32), torch.rand(2, 3, 32, 32)
+    x, images = torch.rand(batch_size, 8, 32, 32), torch.rand(batch_size, 3, 32, 32)
     weights = []
     for half in (False, True):
         with torch.autocast('cpu', torch.float16, enabled=half):
@@ -224,7 +226,7 @@ def test_the_adaptive_weight_in_float16_is_that_of_float32(factor):
             losses = F.l1_loss(reconstruction, images), generator_loss(judge, reconstruction)
             weights.append(adaptive_weight(losses[0] * factor, losses[1] * factor, last.weight))
     assert weights[0] > 0
-    assert math.isclose(weights[1], weights[0], rel_tol=0.02)
+    assert math.isclose(weights[1], weights[0], rel_tol=0.01)
 
 
 def test_layouts_give_the_same_tokens_and_can_be_chosen(images):
