@@ -31,6 +31,7 @@ from addp_backbone.predict.inputs import Frame, find_inputs
 from addp_backbone.predict.predictor import DEFAULT_SCORE_THR, Predictor
 from addp_backbone.predict.run import DEFAULT_FORMATS, FORMATS, iterate_predictions
 from addp_backbone.predict.tiles import Tiles
+from addp_backbone.predict.videos import without_password
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -91,12 +92,13 @@ def run(args: argparse.Namespace) -> int:
         args.config, args.checkpoint, args.score_thr, args.device, args.cfg_options, tiles, args.allow_urls
     )
     num_found = len(inputs.names) - len(inputs.videos)
+    videos = {without_password(source) for source in inputs.videos}
     num_done = num_failed = num_capped = 0
     records = iterate_predictions(predictor, args.images, args.out, args.resume, show_progress, args.format, **video)
     with closing(records):  # writes predictions.json, also when interrupted
         for record in records:
             num_done += 1
-            num_found += record['file_name'] in inputs.videos
+            num_found += record['file_name'] in videos
             num_capped += 'max_per_img' in record
             if 'error' in record:
                 num_failed += 1

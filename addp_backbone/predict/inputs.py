@@ -89,7 +89,8 @@ class Inputs:
         return count if self.max_frames is None else min(count, self.max_frames)
 
     def _video(self, source: str, name: str, done: Collection[str]) -> Iterator[Frame]:
-        skipped = {int(key.rpartition('#')[2]) for key in done if key.startswith(f'{source}#')}
+        numbers = (key.removeprefix(f'{source}#') for key in done if key.startswith(f'{source}#'))
+        skipped = {int(number) for number in numbers if number.isdecimal()}
         frames = read_frames(source, self.every, self.max_frames, skipped)
         shown = without_password(source)
         while True:

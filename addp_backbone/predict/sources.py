@@ -68,8 +68,8 @@ def find_sources(
     given = dict(done or {})
     taken = _Names(given.values())
     for key, name in list(given.items()):
-        video, number, _ = key.rpartition('#')
-        if number and is_video_name(video):
+        video, _, number = key.rpartition('#')
+        if number.isdecimal() and is_video_name(video):
             given[video] = name.rpartition('/')[0]
             taken.videos.add(given[video].casefold())
     found: dict[str, str] = {}

@@ -65,9 +65,12 @@ def without_password(source: str) -> str:
 
 def count_frames(source: str) -> int:
     """How many frames a file declares; 0 of streams, and where it cannot be told."""
-    if is_stream(source) or not Path(source).is_file():
+    if is_stream(source):
         return 0
-    capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG)
+    try:
+        capture = _open(source)
+    except OSError:  # the frames are asked for later, and the error is reported then
+        return 0
     try:
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     finally:

@@ -45,6 +45,13 @@ def write_video(path: Path, images: list[np.ndarray]) -> Path:
     return path
 
 
+class Closed:
+    """A capture that could not be opened."""
+
+    def isOpened(self) -> bool:  # noqa: N802  OpenCV's name
+        return False
+
+
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config = write_detector(tmp_path_factory.mktemp('detector'))
@@ -128,8 +135,9 @@ def test_the_command_takes_images_urls_and_videos_together_and_tells_frames_apar
 
 def test_what_was_predicted_of_a_video_is_not_predicted_again(tmp_path: Path) -> None:
     video = write_video(tmp_path / 'a.mkv', [photograph(seed) for seed in range(4)])
-    inputs = find_inputs([video], done={f'{video}#1': 'a/000001'})
-    assert [frame.name for frame in inputs.frames({f'{video}#1': 'a/000001'})] == ['a/000000', 'a/000002', 'a/000003']
+    done = {f'{video}#1': 'a/000001', f'{video}#1.png': 'a.mkv#1'}  # and an image of that name
+    inputs = find_inputs([video], done=done)
+    assert [frame.name for frame in inputs.frames(done)] == ['a/000000', 'a/000002', 'a/000003']
     assert find_inputs([video], every=3).count() == 2 and find_inputs([video], max_frames=1).count() == 1
 
 
@@ -152,6 +160,16 @@ def test_a_video_that_is_none_or_a_list_of_others_is_refused(tmp_path: Path) -> 
         (tmp_path / 'a.mp4').write_bytes(text)
         with pytest.raises(VideoError, match=message):
             next(read_frames(str(tmp_path / 'a.mp4')))
+        opened: list[str] = []
+
+        def open_video(source: str, *_: Any, opened: list[str] = opened) -> Closed:
+            opened.append(source)
+            return Closed()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cv2, 'VideoCapture', open_video)
+            assert find_inputs([tmp_path / 'a.mp4']).count() == 0
+        assert len(opened) == (0 if text else 1), 'a playlist is not even opened to count its frames'
     with pytest.raises(ValueError, match='every is 0, wanted 1 or more'):
         find_inputs([tmp_path / 'a.mp4'], every=0)
     with pytest.raises(ValueError, match='is a video, wanted images'):
