@@ -39,6 +39,7 @@ def trained_section(trained: Trained) -> str:
                 map(_difference_cells, trained.differences),
             ),
         ]
+    parts.append(trained.curves)
     if unfinished:
         parts.append(f'<p>Not finished, so not in the tables: {html.escape("; ".join(unfinished))}.</p>')
     for name, lines in trained.protocols.items():

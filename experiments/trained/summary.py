@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.probes.bootstrap import Difference, difference_of, interval_of
+from experiments.trained.curves import curve_charts
 from experiments.trained.protocols import MadeRun, TrainedJob
 from experiments.trained.rows import TrainedRow, protocol_differences, read_rows
 
@@ -135,12 +136,14 @@ class Trained:
         differences: Between backbones.
         unfinished: What has not finished, as 'protocol, backbone, seed'.
         protocols: From :func:`protocol_differences`.
+        curves: Charts of scores by iteration, as HTML.
     """
 
     summaries: tuple[TrainedSummary, ...]
     differences: tuple[TrainedDifference, ...]
     unfinished: tuple[str, ...]
     protocols: Mapping[str, Sequence[str]]
+    curves: str
 
     @staticmethod
     def of(jobs: Sequence[TrainedJob], made: Sequence[MadeRun], reference: str | None) -> Trained:
@@ -153,6 +156,7 @@ class Trained:
             tuple(compare_trained(summaries, reference)),
             tuple(unfinished),
             protocol_differences(rows),
+            curve_charts(jobs),
         )
 
     def record(self) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import pytest
 
 from addp_backbone.files.image_results import write_image_results
 from experiments.probes.backbones import find_source
+from experiments.trained.curves import curve_charts, read_curve
 from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, read_protocols
 from experiments.trained.rows import read_rows
 from experiments.trained.section import trained_section
@@ -152,3 +153,18 @@ def test_configs_of_one_protocol_that_differ_say_in_what(tmp_path):
 def test_without_trainings_the_page_says_nothing_of_them():
     trained = Trained.of([], [], None)
     assert trained_section(trained) == '' and trained.record() is None
+
+
+def test_scores_by_iteration_are_drawn_from_the_trainings_own_logs(tiny_seg_config, tmp_path):
+    jobs = planned(tiny_seg_config, tmp_path)
+    for job, score in zip(jobs, (10.0, 20.0), strict=True):
+        for run, steps in (('20260101_000000', (5, 10)), ('20260101_000001', (10, 15))):
+            log = job.train.file(f'{run}/vis_data/scalars.json')
+            log.parent.mkdir(parents=True)
+            lines = [json.dumps(dict(loss=1.0, step=1))]
+            lines += [json.dumps(dict(mIoU=score + step, step=step)) for step in steps]
+            log.write_text('\n'.join([*lines, '{"mIoU": 3']), encoding='utf-8')  # cut by a kill
+    assert read_curve(jobs[0].train.file(), 'mIoU') == {5: 15.0, 10: 20.0, 15: 25.0}
+    charts = curve_charts(jobs)
+    assert charts.count('<svg') == 1 and 'random/tiny: 10: 25.0' in charts
+    assert curve_charts([]) == ''
