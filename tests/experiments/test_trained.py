@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from addp_backbone.detection.image_matches import ImageMatches
 from addp_backbone.files.image_results import write_image_results
 from experiments.probes.backbones import find_source
+from experiments.probes.bootstrap import bootstrap_scores, interval_of
 from experiments.trained.curves import curve_charts, read_curve
 from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, read_protocols
 from experiments.trained.rows import read_rows
@@ -168,3 +170,30 @@ def test_scores_by_iteration_are_drawn_from_the_trainings_own_logs(tiny_seg_conf
     charts = curve_charts(jobs)
     assert charts.count('<svg') == 1 and 'random/tiny: 10: 25.0' in charts
     assert curve_charts([]) == ''
+
+
+def simulated_detections(rng, images, quality):
+    """One class; images differ in difficulty, objects in how well they are found, and there are false alarms."""
+    objects = rng.poisson(2.0, (images, 1))
+    owner = np.repeat(np.arange(images), objects[:, 0])
+    overlap = quality + rng.normal(0, 0.4, images)[owner] + rng.normal(size=len(owner))
+    found = overlap > -0.5
+    false = np.repeat(np.arange(images), rng.poisson(1.5, images))
+    image = np.concatenate((owner[found], false)).astype(np.int32)
+    score = np.concatenate((overlap[found] + rng.normal(0, 0.5, found.sum()), rng.normal(-0.7, 0.8, len(false))))
+    hits = np.zeros((len(image), 2), bool)
+    hits[: found.sum()] = overlap[found][:, None] > np.array([-0.5, 0.5])
+    names = tuple(map(str, range(images)))
+    return ImageMatches(names, image, np.zeros_like(image), score, hits, np.zeros_like(hits), objects)
+
+
+def test_intervals_of_differences_of_ap_hold_the_true_difference_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    qualities = (0.3, 0.15)
+    truth = [float(simulated_detections(rng, 20_000, one).scores(np.ones((1, 20_000)))[0]) for one in qualities]
+    covered = []
+    for trial in range(100):
+        draws = [bootstrap_scores(simulated_detections(rng, 60, one), 60, 150, trial) for one in qualities]
+        low, high = interval_of(draws[0] - draws[1])
+        covered.append(low <= truth[0] - truth[1] <= high)
+    assert 0.90 <= np.mean(covered) <= 0.98
