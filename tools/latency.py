@@ -3,8 +3,9 @@
 Run:  python tools/latency.py CONFIG CKPT photo.jpg [--threads 1] [--repeats 20] [--size H W]
 
 The photograph goes through the config's test pipeline once; what is timed is the network with suppression and mask
-heads, not reading, resizing and pasting of masks. The CPU is used, and nothing else should run on it. The ONNX file is
-made for the occasion. In Python: addp_backbone.export.latency.
+heads, not reading and resizing. model.predict alone also brings masks or class maps to the photograph's size. The CPU
+is used, and nothing else should run on it. The ONNX file is made for the occasion, and compiling takes minutes. In
+Python: addp_backbone.export.latency.
 """
 
 from __future__ import annotations

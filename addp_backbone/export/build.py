@@ -183,6 +183,7 @@ def _traced(backbone: Any, size: tuple[int, int] | None) -> nn.Module:
         return TracedViT(backbone)
     if isinstance(backbone, TimmViT):
         assert size is not None
+        backbone.trunk.fit_biases((size[0] // backbone.stride, size[1] // backbone.stride))  # of a copy of the model
         return backbone if backbone.stride == backbone.patch_size else ResizedViT(backbone, size)
     if isinstance(backbone, ADDPSegViT):
         return backbone

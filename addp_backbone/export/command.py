@@ -124,5 +124,4 @@ def time_model(
     with tempfile.TemporaryDirectory() as folder:
         onnx_model = OnnxModel(write_onnx(plan, Path(folder) / 'model.onnx'), num_threads)
         images, samples = Comparison(predictor, onnx_model).prepare(image)
-        sizes = [tuple(sample.img_shape[:2]) for sample in samples]
-        return images.shape, compare_latency(predictor.model, plan, onnx_model, images, sizes, repeats)
+        return images.shape, compare_latency(predictor.model, plan, onnx_model, images, samples, repeats)

@@ -55,21 +55,23 @@ def measure(name: str, call: Callable[[], Any], repeats: int) -> Timing:
 
 
 def compare_latency(
-    model: Any, plan: Plan, onnx_model: OnnxModel, images: Tensor, sizes: Sequence[tuple[int, int]], repeats: int
+    model: Any, plan: Plan, onnx_model: OnnxModel, images: Tensor, samples: list[Any], repeats: int
 ) -> list[Timing]:
-    """Times a plan's graph in torch, compiled and in onnxruntime, and the network that it was made from.
+    """Times a model in torch, and the graph that was made of it in torch, compiled and in onnxruntime.
 
     Args:
         model: The detector or segmentor in torch, on the CPU, in evaluation mode.
         plan: Its plan.
         onnx_model: Its file.
         images: (B, 3, H, W), prepared.
-        sizes: Height and width of each image without padding.
+        samples: Data samples of the images, with ``img_shape``.
         repeats: Calls of each.
 
     Returns:
-        A timing for each way; all compute the same outputs but the first, which is backbone and neck alone.
+        A timing for each way. The first is backbone and neck alone; the second is ``model.predict``, which resizes
+        class maps to the photograph or pastes masks into it besides; the others compute what is in the file.
     """
+    sizes = [tuple(sample.img_shape[:2]) for sample in samples]
     inputs = (images, torch.tensor(sizes)) if plan.with_sizes else (images,)
 
     def features() -> Any:
@@ -79,16 +81,17 @@ def compare_latency(
     with torch.inference_mode():
         timings = [
             measure('torch, backbone and neck', features, repeats),
-            measure('torch, whole graph', lambda: plan.graph(*inputs), repeats),
+            measure('torch, model.predict', lambda: model.predict(images, samples), repeats),
+            measure('torch, exported graph', lambda: plan.graph(*inputs), repeats),
         ]
     timings.append(_compiled(plan, inputs, repeats))
-    arrays, boxes = images.numpy(), list(sizes) if plan.with_sizes else None
+    arrays, boxes = images.numpy(), sizes if plan.with_sizes else None
     timings.append(measure('onnxruntime', lambda: onnx_model.run(arrays, boxes), repeats))
     return timings
 
 
 def _compiled(plan: Plan, inputs: tuple[Tensor, ...], repeats: int) -> Timing:
-    name = 'torch.compile, whole graph'
+    name = 'torch.compile, exported graph'
     if not any(shutil.which(program) for program in (os.environ.get('CXX', ''), 'g++', 'clang++', 'c++') if program):
         return Timing(name, note='no C++ compiler')
     try:

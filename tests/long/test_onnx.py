@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from addp_backbone.export.onnx_file import OPSET, PACKAGES, write_onnx
 from addp_backbone.export.onnx_model import ArrayDetections, OnnxModel
 from addp_backbone.networks.timm_vit import TimmViT
 
-MAIN = runpy.run_path(str(REPOSITORY / 'tools' / 'export.py'))['main']
+MAIN, LATENCY = (runpy.run_path(str(REPOSITORY / 'tools' / f'{name}.py'))['main'] for name in ('export', 'latency'))
 ALLOWED = ('numpy', 'onnxruntime', 'PIL')
 BLOCKED = ('torch', 'addp_backbone', 'mmdet', 'mmseg', 'mmcv', 'mmengine', 'cv2', 'torchvision', 'timm', 'onnx')
 
@@ -186,3 +187,21 @@ def test_a_difference_that_is_too_large_ends_the_command_with_1(
     assert module.__name__ == 'addp_backbone.export.command'
     assert MAIN([str(config), str(checkpoint), str(segmentor[1]), '--check', str(photograph)]) == 1
     assert 'differs from the model on 1 of 1 images' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['detector', 'segmentor'])
+def test_a_model_is_timed_in_one_table(
+    name: str,
+    request: pytest.FixtureRequest,
+    photograph: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, 'which', lambda program: None)  # compiling takes minutes
+    config = request.getfixturevalue(name)[1].with_suffix('.py')
+    arguments = [str(config), str(config.with_suffix('.pth')), str(photograph), '--threads', '1', '--repeats', '2']
+    assert LATENCY(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first, _, *rows = lines[[line.startswith('input (1, 3, ') for line in lines].index(True) :]
+    assert first.endswith('1 threads, 2 calls each') and len(rows) == 5
+    assert [len(re.findall(r'[0-9]+\.[0-9]', row)) for row in rows] == [3, 3, 3, 0, 3]

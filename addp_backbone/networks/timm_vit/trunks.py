@@ -69,7 +69,7 @@ class PlainTrunk:
         vit = self.vit
         names = ('cls_token', 'dist_token', 'reg_token')
         prefix = [
-            token.expand(len(patches), -1, -1) for name in names if (token := getattr(vit, name, None)) is not None
+            token.expand(patches.shape[0], -1, -1) for name in names if (token := getattr(vit, name, None)) is not None
         ]
         tokens = patches.flatten(1, 2)
         positions = resample_abs_pos_embed(
@@ -89,6 +89,12 @@ class PlainTrunk:
 
     def prepare(self, index: int, region: Region) -> None:
         """Called right before a block runs on a region, also when activation checkpointing runs it again."""
+
+    def fit_biases(self, grid: tuple[int, int]) -> None:
+        """Makes tables of relative biases fit one grid, for good; without such tables nothing is done."""
+        for table in (*getattr(self, 'tables', ()), getattr(self, 'shared', None)):
+            if table is not None:
+                table.fit(grid)
 
     def _split(self, tokens: Tensor, grid: torch.Size, rope: Tensor | None = None) -> Embedded:
         num_prefix = self.vit.num_prefix_tokens
@@ -116,7 +122,7 @@ class EvaTrunk(PlainTrunk):
             return dict(rope=rope)
         windows = region.cut(rope.unflatten(-2, region.grid))  # ([h,] num_windows, n, D)
         windows = windows[:, None] if rope.ndim == 2 else windows.transpose(0, 1)  # (num_windows, 1 or h, n, D)
-        return dict(rope=windows.repeat(len(embedded.patches), 1, 1, 1))
+        return dict(rope=windows.repeat(embedded.patches.shape[0], 1, 1, 1))
 
 
 class BeitTrunk(PlainTrunk):
@@ -135,7 +141,7 @@ class BeitTrunk(PlainTrunk):
         patch_embed = self.vit.patch_embed
         height, width = images.shape[-2:]
         grid = torch.Size((height // patch_embed.patch_size[0], width // patch_embed.patch_size[1]))
-        tokens = torch.cat((self.vit.cls_token.expand(len(images), -1, -1), patch_embed(images)), dim=1)
+        tokens = torch.cat((self.vit.cls_token.expand(images.shape[0], -1, -1), patch_embed(images)), dim=1)
         if self.vit.pos_embed is not None:
             tokens = tokens + resample_abs_pos_embed(
                 self.vit.pos_embed,
@@ -175,7 +181,7 @@ class RelPosTrunk(PlainTrunk):
         grid = torch.Size((height // patch_embed.patch_size[0], width // patch_embed.patch_size[1]))
         tokens = patch_embed(images)
         if self.vit.cls_token is not None:
-            tokens = torch.cat((self.vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+            tokens = torch.cat((self.vit.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         return self._split(tokens, grid)
 
     def block_options(self, index: int, embedded: Embedded, region: Region) -> dict[str, Any]:
@@ -196,7 +202,7 @@ class SamTrunk(PlainTrunk):
         if self.vit.pos_embed is not None:
             x = x + resample_abs_pos_embed_nhwc(self.vit.pos_embed, x.shape[1:3])
         x = self.vit.norm_pre(self.vit.patch_drop(self.vit.pos_drop(x)))
-        return Embedded(x.new_zeros(len(x), 0, x.shape[-1]), x)
+        return Embedded(x.new_zeros(x.shape[0], 0, x.shape[-1]), x)
 
 
 class BiasTable:
@@ -228,6 +234,13 @@ class BiasTable:
             bias = torch.cat((first_row, torch.cat((from_prefix.expand(n, 1, -1), bias), dim=1)))
         return bias.permute(2, 0, 1)[None]
 
+    def fit(self, grid: tuple[int, int]) -> None:
+        """Makes the module's table one for another grid, for good."""
+        with torch.no_grad():
+            table = self._table(grid).clone()
+        self.module.relative_position_bias_table = nn.Parameter(table, requires_grad=False)
+        self.module.window_size = grid
+
     def _table(self, grid: tuple[int, int]) -> Tensor:
         table, made_for = self.module.relative_position_bias_table, tuple(self.module.window_size)
         if grid == made_for:
@@ -252,6 +265,9 @@ class LogOffsetBias(BiasTable):
     Args:
         module: timm's ``RelPosMlp``.
     """
+
+    def fit(self, grid: tuple[int, int]) -> None:
+        """Does nothing: there is no table."""
 
     def __init__(self, module: RelPosMlp) -> None:
         super().__init__(module, module.prefix_tokens)
