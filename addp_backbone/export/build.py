@@ -15,6 +15,7 @@ from addp_backbone.export.segmentor import SegmentorGraph, window_geometry
 from addp_backbone.export.vit import TracedViT
 from addp_backbone.networks.segmentation_vit import ADDPSegViT
 from addp_backbone.networks.timm_vit import TimmViT
+from addp_backbone.networks.timm_vit.trunks import SamTrunk
 from addp_backbone.networks.vit import ADDPViT
 from addp_backbone.tuning.lora import merge_lora
 
@@ -177,13 +178,21 @@ def _sizes(backbone: Any, size: Sequence[int] | None, options: Mapping[str, Any]
     return Sizes((side, side), multiple, (side, side), reason)
 
 
+def _prepare_trunk(backbone: TimmViT, size: tuple[int, int]) -> None:
+    """Makes a backbone, a copy, one for a size of images that traces: tables of biases fit, attention is spelt out."""
+    backbone.trunk.fit_biases((size[0] // backbone.stride, size[1] // backbone.stride))
+    for block in backbone.vit.blocks:
+        if isinstance(backbone.trunk, SamTrunk):
+            block.attn.fused_attn = False  # fused, it is called with three axes, which the exporter does not know
+
+
 def _traced(backbone: Any, size: tuple[int, int] | None) -> nn.Module:
     """A backbone in a form that traces; ``size`` of its images if that is fixed."""
     if isinstance(backbone, ADDPViT):
         return TracedViT(backbone)
     if isinstance(backbone, TimmViT):
         assert size is not None
-        backbone.trunk.fit_biases((size[0] // backbone.stride, size[1] // backbone.stride))  # of a copy of the model
+        _prepare_trunk(backbone, size)
         return backbone if backbone.stride == backbone.patch_size else ResizedViT(backbone, size)
     if isinstance(backbone, ADDPSegViT):
         return backbone

@@ -131,5 +131,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
+    """What an error, or the first of those that led to it, says in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0] if lines else ""}'

@@ -62,6 +62,29 @@ def test_timm_vit_with_another_stride_is_resized_as_it_does_itself() -> None:
     assert vit.stride == 32, 'the model itself is left as it is'
 
 
+class TimmModel(nn.Module):
+    """A backbone of timm: one block with relative biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = TimmViT('beit_base_patch16_224', img_size=96, out_indices=(0,)).eval()
+        nn.init.normal_(self.table)
+
+    @property
+    def table(self) -> torch.Tensor:
+        return self.backbone.vit.blocks[0].attn.relative_position_bias_table
+
+
+def test_relative_biases_are_resized_once_and_in_a_copy() -> None:
+    model, images = TimmModel(), torch.randn(2, 3, 48, 80)
+    graph = plan_export(model, 'backbone', (48, 80)).graph
+    with torch.no_grad():
+        torch.testing.assert_close(graph(images)[0], model.backbone(images)[0], rtol=1e-4, atol=1e-5)
+    (resized,) = (value for name, value in graph.named_parameters() if name.endswith('relative_position_bias_table'))
+    assert len(resized) == 5 * 9 + 3 and len(model.table) == 11 * 11 + 3
+
+
 @pytest.mark.parametrize('length', [10, 11, 16, 17, 25, 40])
 @pytest.mark.parametrize('stride', [3, 7, 10])
 def test_merged_windows_are_the_mean_over_all_that_cover_a_pixel(length: int, stride: int) -> None:
