@@ -25,7 +25,5 @@ def count_areas(predicted: Tensor, labels: Tensor | NDArray[np.uint8], num_class
     wanted = torch.as_tensor(labels, device=predicted.device).long()
     valid = wanted != VOID
     predicted, wanted = predicted[valid], wanted[valid]
-    areas = [
-        torch.bincount(values, minlength=num_classes) for values in (wanted[predicted == wanted], predicted, wanted)
-    ]
-    return torch.stack(areas).cpu().numpy()
+    pairs = torch.bincount(wanted * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
+    return torch.stack((pairs.diagonal(), pairs.sum(dim=0), pairs.sum(dim=1))).cpu().numpy()

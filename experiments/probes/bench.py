@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from experiments.probes.targets import TrainingTargets
 
 NOT_CONVERGED = 'L-BFGS stopped before it converged'
+_KEPT_BYTES = 1 << 28  # of labels
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Bench:
         self.train, self.val = train, val
         self.device = settings.device
         self.num_classes = len(data.classes)
+        self._val_labels: dict[int, NDArray[np.uint8]] = {}
 
     def row(self, job: Job) -> Row:
         """Fits one probe and scores it."""
@@ -120,6 +122,15 @@ class Bench:
 
     @torch.inference_mode()
     def _areas(self, image: int, blocks: Sequence[int], logits_of: Callable[[Tensor], Tensor]) -> NDArray[np.int64]:
-        labels = read_labels(self.data.val.masks[image], self.data.void, self.num_classes)
+        labels = self._labels(image)
         logits = logits_of(self._tokens(self.val, image, blocks)).permute(2, 0, 1)
         return count_areas(upsampled_classes(logits, (labels.shape[0], labels.shape[1])), labels, self.num_classes)
+
+    def _labels(self, image: int) -> NDArray[np.uint8]:
+        """Labels of a validation image, kept for the next rows while there are not too many."""
+        labels = self._val_labels.get(image)
+        if labels is None:
+            labels = read_labels(self.data.val.masks[image], self.data.void, self.num_classes)
+            if sum(kept.nbytes for kept in self._val_labels.values()) + labels.nbytes <= _KEPT_BYTES:
+                self._val_labels[image] = labels
+        return labels

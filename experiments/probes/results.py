@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,27 @@ class RowStore:
                 return Row(**{**record, 'backbone': backbone}, areas=file['areas'])
         except (FileNotFoundError, zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError):
             return None
+
+    @contextmanager
+    def claim(self, path: Path) -> Iterator[bool]:
+        """Takes a row for this process, unless another run into the same folder is making it.
+
+        A process that ends, however, lets go of its row.
+
+        Args:
+            path: From :meth:`path`.
+
+        Yields:
+            Whether the row is ours until the context is left. One row of a process at a time.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / '.lock').open('a+b') as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(path.stem[:15], 16))
+            except OSError:
+                yield False
+                return
+            yield True
 
     def write(self, path: Path, row: Row) -> None:
         """Writes a finished row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from experiments.probes.progress import Clock, Progress, minutes
 from experiments.probes.results import Row, RowStore, write_results
 from experiments.probes.settings import LINEAR, CacheSettings, ProbeSettings
 from experiments.probes.targets import TrainingTargets
+
+_POLL_SECONDS = 1.0  # between looks at rows that another run is making
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,6 @@ class Prober:
                 train, val = self._features(source, digest, held)
                 pictures.draw(val, self._picture_key(source, digest), list(gallery.pca))
                 for job, row in self._make_rows(source, pending, train, val):
-                    self.store.write(job.path, row)
                     rows[job.path] = row
                     self._write(jobs, rows)
                     clock.finish(job, row)
@@ -239,6 +241,7 @@ class Prober:
     def _make_rows(
         self, source: Source, pending: Sequence[Job], train: Features, val: Features
     ) -> Iterator[tuple[Job, Row]]:
+        """Rows as they are written; those that another run is making are left to it and waited for at the end."""
         if not pending:
             return
         targets = TrainingTargets(
@@ -250,8 +253,21 @@ class Prober:
             progress=Progress('training masks', self.report),
         )
         bench = Bench(self.settings, self.data, train, val, targets)
-        for job in pending:
-            yield job, bench.row(job)
+        while pending:
+            left = []
+            for job in pending:
+                with self.store.claim(job.path) as is_ours:
+                    row = self.store.read(job.path, source.text)  # another run may have made it meanwhile
+                    if row is None and is_ours:
+                        row = bench.row(job)
+                        self.store.write(job.path, row)
+                if row is None:
+                    left.append(job)
+                else:
+                    yield job, row
+            if left:
+                time.sleep(_POLL_SECONDS)
+            pending = left
 
     def _write(self, jobs: Sequence[Job], rows: Mapping[Path, Row]) -> None:
         write_results(self.store.out, [rows[job.path] for job in jobs if job.path in rows], self.about())

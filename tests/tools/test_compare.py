@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
 from running import load_tool
 
 from addp_backbone.files.image_results import write_image_results
+from experiments.probes.bench import Bench
 from experiments.probes.features import Extraction
 from experiments.probes.results import RowStore
 
@@ -82,6 +84,28 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_table(plan, tmp_pat
     assert csv[0] == csv[1] and csv[0].startswith('backbone,protocol,block,fraction,mIoU,sd,num_seeds\n')
     page = (tmp_path / 'killed/out/report.html').read_text(encoding='utf-8')
     assert 'Differences' in page and 'paired bootstrap' in page
+
+
+def test_a_row_that_another_run_is_making_is_left_to_it_and_waited_for(plan, tmp_path, monkeypatch):
+    small = {**plan, 'backbones': ['random/tiny'], 'protocols': ['knn'], 'seeds': [0, 1]}
+    command, context = words(small, tmp_path / 'shared'), multiprocessing.get_context('fork')
+    begun, made = context.Event(), context.Queue()
+    make = Bench.row
+
+    def slow(bench, job):
+        begun.set()
+        time.sleep(0.5)
+        made.put(job.seed)
+        return make(bench, job)
+
+    monkeypatch.setattr(Bench, 'row', slow)
+    other = context.Process(target=TOOL.main, args=(command,))
+    other.start()
+    assert begun.wait(60)
+    assert TOOL.main(command) == 0
+    other.join()
+    assert other.exitcode == 0 and len(table(tmp_path / 'shared')['rows']) == 2
+    assert sorted(made.get(timeout=1) for _ in range(2)) == [0, 1] and made.empty()
 
 
 def test_a_dry_run_checks_everything_and_tells_the_time(plan, tmp_path, capsys):
