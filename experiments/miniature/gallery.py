@@ -81,6 +81,7 @@ def make_gallery(work: Path, docs: Path, device: str | None = None) -> list[Path
         raise GalleryError(
             f'{work} has {len(scenes)} validation scenes, wanted {num_mosaic}: run make quickstart first'
         )
+    results = _results(work)
     detector, segmentor = (_predictor(work, task, device) for task in ('det', 'seg'))
     shown = [np.asarray(read_image(path)) for path in scenes[: _COLUMNS * _ROWS]]
     images = {
@@ -109,7 +110,7 @@ def make_gallery(work: Path, docs: Path, device: str | None = None) -> list[Path
         det_iters=_iterations(detector),
         seg_iters=_iterations(segmentor),
         score_thr=SCORE_THR,
-        **_results(work),
+        **results,
         num_tiled=num_mosaic,
         width=mosaic.shape[1],
         height=mosaic.shape[0],
