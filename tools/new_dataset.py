@@ -49,6 +49,7 @@ from addp_backbone.datasets.mask_overlays import write_overlays
 from addp_backbone.datasets.mask_values import VOID_255, VOID_ZERO
 from addp_backbone.datasets.masks import SegmentationSplit, check_segmentation, read_classes, sample_pairs
 from addp_backbone.datasets.palette import class_palette
+from addp_backbone.datasets.protocols import AUTO, PROTOCOLS, protocol_hint
 from addp_backbone.datasets.schedule import LeafOptions, schedule_hint
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
@@ -102,6 +103,11 @@ def add_common_arguments(parser: argparse.ArgumentParser, base: str) -> None:
     )
     parser.add_argument(
         '--workers', type=int, default=num_cores(), help='threads that read images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--protocol',
+        choices=(AUTO, *PROTOCOLS),
+        help='how much of the backbone is trained; auto: by the number of images (default: as in the base config)',
     )
     parser.add_argument(
         '--patience',
@@ -196,7 +202,9 @@ class Composed:
 
 def compose(args: argparse.Namespace, findings: Findings) -> Composed:
     """Checks the data set and composes its leaf config."""
-    options = LeafOptions(args.out, args.base, validated=args.val_images is not None, patience=args.patience)
+    options = LeafOptions(
+        args.out, args.base, validated=args.val_images is not None, patience=args.patience, protocol=args.protocol
+    )
     return (compose_detection if args.task == 'det' else compose_segmentation)(args, options, findings)
 
 
@@ -277,6 +285,7 @@ def run(args: argparse.Namespace) -> int:
         print_error(f'the data has errors, {args.out} is not written')
         return FAILED
     hint = schedule_hint(config.train_cfg, config.train_dataloader.batch_size, composed.num_images)
+    hint += '\n' + protocol_hint(config, composed.num_images, args.protocol)
     print(f'written: {args.out}\n{hint}\nnext: python tools/train.py {args.out}')
     return OK
 

@@ -13,6 +13,7 @@ from addp_backbone.datasets.coco import DetectionData, DetectionSplit
 from addp_backbone.datasets.mask_values import VOID_ZERO
 from addp_backbone.datasets.masks import SegmentationData, SegmentationSplit
 from addp_backbone.datasets.palette import class_palette
+from addp_backbone.datasets.protocols import Protocol, find_protocol
 from addp_backbone.datasets.schedule import LeafOptions, fit_to_images, schedule_text
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.files.config_text import docstring_text, python_literal
@@ -83,7 +84,7 @@ def detection_leaf(options: LeafOptions, splits: list[DetectionSplit], data: Det
         The text of the config.
 
     Raises:
-        ValueError: If the base cannot be loaded or is no detection config.
+        ValueError: If the base cannot be loaded or is no detection config, or the protocol does not go with it.
     """
     base = options.base
     sibling = base.with_name(base.name.replace('maskrcnn', 'fasterrcnn'))
@@ -95,8 +96,9 @@ def detection_leaf(options: LeafOptions, splits: list[DetectionSplit], data: Det
         raise ValueError(
             f'base config {base} has no mask head, but the data has masks: choose a Mask R-CNN base, or give --box-only'
         )
+    protocol = _protocol(options, config, data.num_train_images)
     heads = [_set_num_classes(config.model.roi_head.bbox_head, 'bbox_head', 'roi_head.')]
-    model = []
+    model = _backbone_lines(protocol)
     if data.has_masks:
         heads.append(_set_num_classes(config.model.roi_head.mask_head, 'mask_head', 'roi_head.'))
     elif with_masks:
@@ -116,7 +118,8 @@ def detection_leaf(options: LeafOptions, splits: list[DetectionSplit], data: Det
         text += WITHOUT_MASKS
     what = f'{len(data.classes)} classes, detection' + ('' if data.has_masks else ' without masks')
     schedule = fit_to_images(config, data.num_train_images)
-    text += schedule_text(schedule, options, 'coco/segm_mAP' if data.has_masks else 'coco/bbox_mAP')
+    metric = 'coco/segm_mAP' if data.has_masks else 'coco/bbox_mAP'
+    text += schedule_text(schedule, options, metric, protocol and protocol.paramwise)
     head = _Head(what, data.num_train_images, root, list(data.classes), None, model)
     return _header(replace(options, base=base), head) + text
 
@@ -165,7 +168,7 @@ def segmentation_leaf(
         The text of the config.
 
     Raises:
-        ValueError: If the base cannot be loaded or is no segmentation config.
+        ValueError: If the base cannot be loaded or is no segmentation config, or the protocol does not go with it.
     """
     base = options.base
     config = load_base(base, 'decode_head', 'a segmentor, as seg_configs/addp_base_upernet.py')
@@ -174,7 +177,8 @@ def segmentation_leaf(
         raise ValueError(
             f'base config {base} sets reduce_zero_label in its pipelines; the data set sets it, as it knows its masks'
         )
-    model = [
+    protocol = _protocol(options, config, data.num_train_images)
+    model = _backbone_lines(protocol) + [
         _set_num_classes(config.model[name], name, '')
         for name in ('decode_head', 'auxiliary_head')
         if config.model.get(name)
@@ -192,7 +196,8 @@ def segmentation_leaf(
         val_img=python_literal(_below(root, val.image_dir)),
         val_masks=python_literal(_below(root, val.mask_dir)),
     )
-    text += schedule_text(fit_to_images(config, data.num_train_images), options, 'mIoU')
+    schedule = fit_to_images(config, data.num_train_images)
+    text += schedule_text(schedule, options, 'mIoU', protocol and protocol.paramwise)
     head = _Head(f'{len(classes)} classes, segmentation', data.num_train_images, root, classes, palette, model)
     return _header(options, head) + text
 
@@ -250,6 +255,24 @@ def load_base(base: Path, needed: str, wanted: str) -> Config:
             f'base config {base} wraps its data set in {config.train_dataloader.dataset.type}; choose one that does not'
         )
     return config
+
+
+def _protocol(options: LeafOptions, config: Config, num_images: int) -> Protocol | None:
+    return None if options.protocol is None else find_protocol(options.protocol, config, num_images)
+
+
+def _backbone_lines(protocol: Protocol | None) -> list[str]:
+    """The assignment that chooses which part of the backbone is trained."""
+    if protocol is None:
+        return []
+    return [f'backbone={_as_call(protocol.backbone)}']
+
+
+def _as_call(value: Any) -> str:
+    """Python that makes a value; dicts, also nested ones, as ``dict(name=value)``."""
+    if not isinstance(value, dict):
+        return python_literal(value)
+    return f'dict({", ".join(f"{name}={_as_call(inner)}" for name, inner in value.items())})'
 
 
 def _set_num_classes(head: Any, name: str, parent: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ NUM_VALIDATIONS = 10  # ours
 SCHEDULE = """
 # One process sees the data {num_passes:.0f} times. On several GPUs, or with another batch: --auto-scale-lr
 train_cfg = dict(max_iters={max_iters}, val_interval={interval})
-optim_wrapper = dict(optimizer=dict(lr={lr}))
+optim_wrapper = dict(optimizer=dict(lr={lr}){paramwise})
 param_scheduler = [
 {schedulers}
 ]
@@ -40,12 +41,14 @@ class LeafOptions:
         base: Config to inherit from.
         validated: Whether there are validation data; without them no checkpoint is called the best.
         patience: Validations without a better result after which training stops; None never stops early.
+        protocol: How much of the backbone is trained (:mod:`addp_backbone.datasets.protocols`); None: as in the base.
     """
 
     out: Path
     base: Path
     validated: bool = True
     patience: int | None = None
+    protocol: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,16 @@ def fit_to_images(config: Config, num_images: int) -> Schedule | None:
     )
 
 
-def schedule_text(schedule: Schedule | None, options: LeafOptions, metric: str) -> str:
+def schedule_text(
+    schedule: Schedule | None, options: LeafOptions, metric: str, paramwise: Mapping[str, float] | None = None
+) -> str:
     """The part of a leaf config that sets the schedule.
 
     Args:
         schedule: From :func:`fit_to_images`; None leaves the recipe's.
         options: Whether there are validation data, and when to stop early.
         metric: The figure by which checkpoints are compared; the greater is the better.
+        paramwise: Options of ``optim_wrapper.paramwise_cfg`` that differ from the base's.
 
     Returns:
         Python assignments; empty without a schedule.
@@ -117,20 +123,22 @@ def schedule_text(schedule: Schedule | None, options: LeafOptions, metric: str) 
     stopping = ''
     if options.patience is not None:
         stopping = EARLY_STOPPING.format(metric=python_literal(metric), patience=options.patience)
-    lines = [
-        '    dict(' + ', '.join(f'{key}={python_literal(value)}' for key, value in scheduler.items()) + '),'
-        for scheduler in schedule.schedulers
-    ]
+    lines = [f'    dict({_arguments(scheduler)}),' for scheduler in schedule.schedulers]
     return SCHEDULE.format(
         num_passes=schedule.num_passes,
         max_iters=schedule.max_iters,
         interval=schedule.interval,
         lr=python_literal(schedule.lr),
+        paramwise=f', paramwise_cfg=dict({_arguments(paramwise)})' if paramwise else '',
         schedulers='\n'.join(lines),
         batch_size=schedule.batch_size,
         save_best=save_best,
         early_stopping=stopping,
     )
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    return ', '.join(f'{key}={python_literal(value)}' for key, value in values.items())
 
 
 def schedule_hint(schedule: dict[str, Any], batch_size: int, num_images: int) -> str:

@@ -32,14 +32,17 @@ class Mlp(TimmMlp):
         """Maps tokens (..., C) to (..., C)."""
         if self.training and self.drop1.p:
             return super().forward(x)
-        return _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
+        hidden = self.fc1(x)
+        if hasattr(self.fc2, 'compute'):  # LoRALinear, whose two products both begin with GELU
+            return self.fc2.compute(hidden, _GeluLinear.apply)
+        return _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
 
 
 class _GeluLinear(torch.autograd.Function):
     """``linear(gelu(x), weight, bias)`` of x (..., K); of the activations only x is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return F.linear(F.gelu(x), weight, bias)  # in autocast's precision where that is on
 

@@ -8,7 +8,7 @@ three. The deviation of A is unpublished; ours keeps the scale of x.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +121,17 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
-        low = F.linear(x, self.lora_A) * self.scale
-        return F.linear(x, self.frozen_weight, self.bias) + F.linear(low, self.lora_B)
+        return self.compute(x, F.linear)
+
+    def compute(self, x: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Maps (..., in) to (..., out) by a function that does something before it multiplies.
+
+        Args:
+            x: What the function gets.
+            linear: Of x, a weight (n, in) and a bias (n,); gives (..., n).
+        """
+        low = linear(x, self.lora_A, None) * self.scale
+        return linear(x, self.frozen_weight, self.bias) + F.linear(low, self.lora_B)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -18,6 +18,7 @@ import pretrain.classification  # noqa: F401  (registers ClassifierViT)
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.tuning.lora import LoRA, LoRALinear, add_lora, merge_lora
 from addp_backbone.tuning.partial import PartlyTrainedViT, is_norm
+from tools.benchmark.tuning import kept_bytes
 
 ARCH = dict(width=24, depth=4, num_heads=3)
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -211,6 +212,12 @@ def test_frozen_blocks_keep_no_activations_and_stay_in_eval_mode() -> None:
     last = {p.data_ptr() for p in backbone.blocks[3].parameters()}
     others = {p.data_ptr() for p in backbone.parameters()} - last
     assert kept and not others & {tensor.data_ptr() for tensor in kept}
+
+
+def test_a_part_that_is_trained_keeps_less_for_the_backward_pass_than_everything() -> None:
+    modes = ({}, dict(frozen=2), dict(lora=dict(rank=2), frozen=2), dict(frozen=True))
+    everything, half, lora, nothing = (kept_bytes(build('ADDPViT', **mode).train(), IMAGES) for mode in modes)
+    assert 0.6 * everything > max(half, lora) > nothing == 0
 
 
 @pytest.mark.parametrize(
