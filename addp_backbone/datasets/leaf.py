@@ -119,7 +119,7 @@ def detection_leaf(options: LeafOptions, splits: list[DetectionSplit], data: Det
     what = f'{len(data.classes)} classes, detection' + ('' if data.has_masks else ' without masks')
     schedule = fit_to_images(config, data.num_train_images)
     metric = 'coco/segm_mAP' if data.has_masks else 'coco/bbox_mAP'
-    text += schedule_text(schedule, options, metric, protocol and protocol.paramwise)
+    text += schedule_text(schedule, options, metric, protocol.paramwise if protocol else None)
     head = _Head(what, data.num_train_images, root, list(data.classes), None, model)
     return _header(replace(options, base=base), head) + text
 
@@ -197,7 +197,7 @@ def segmentation_leaf(
         val_masks=python_literal(_below(root, val.mask_dir)),
     )
     schedule = fit_to_images(config, data.num_train_images)
-    text += schedule_text(schedule, options, 'mIoU', protocol and protocol.paramwise)
+    text += schedule_text(schedule, options, 'mIoU', protocol.paramwise if protocol else None)
     head = _Head(f'{len(classes)} classes, segmentation', data.num_train_images, root, classes, palette, model)
     return _header(options, head) + text
 

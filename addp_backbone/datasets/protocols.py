@@ -85,15 +85,15 @@ def find_protocol(name: str, config: Config, num_images: int) -> Protocol:
             '(model.backbone.init_cfg): choose a base with weights, or --protocol all'
         )
     depth = (published_arch(backbone.model) if 'model' in backbone else get_arch(backbone.get('arch', 'base'))).depth
-    options: dict[str, Any] = {
+    choices: dict[str, dict[str, Any]] = {
         FROZEN: dict(frozen=True),
         LAST_HALF: dict(frozen=depth // 2),
         LORA: dict(frozen=False, lora=dict(rank=LORA_RANK)),
         ALL: dict(frozen=False),
-    }[name]
+    }
     rates = config.optim_wrapper.get('paramwise_cfg') or {}
     gentle = name in (LAST_HALF, ALL) and rates.get('decay_rate') == 1.0 and backbone.get('frozen')
-    return Protocol(name, options, dict(GENTLE_RATES) if gentle else {})
+    return Protocol(name, choices[name], dict(GENTLE_RATES) if gentle else {})
 
 
 def protocol_hint(config: Config, num_images: int, given: str | None) -> str:

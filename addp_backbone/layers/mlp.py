@@ -32,10 +32,11 @@ class Mlp(TimmMlp):
         """Maps tokens (..., C) to (..., C)."""
         if self.training and self.drop1.p:
             return super().forward(x)
-        hidden = self.fc1(x)
-        if hasattr(self.fc2, 'compute'):  # LoRALinear, whose two products both begin with GELU
-            return self.fc2.compute(hidden, _GeluLinear.apply)
-        return _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
+        hidden, last = self.fc1(x), self.fc2
+        compute: Any = getattr(last, 'compute', None)
+        if compute is not None:  # LoRALinear, whose two products both begin with GELU
+            return compute(hidden, _GeluLinear.apply)
+        return _GeluLinear.apply(hidden, last.weight, last.bias)
 
 
 class _GeluLinear(torch.autograd.Function):
