@@ -168,7 +168,9 @@ def _sizes(backbone: Any, size: Sequence[int] | None, options: Mapping[str, Any]
         reason = f'the config pads every image to {multiple} x {multiple}'
         return Sizes((multiple, multiple), multiple, (multiple, multiple), reason)
     if isinstance(backbone, ADDPViT):
-        return Sizes(None, multiple, (multiple, multiple))
+        window_px = max(block.attn.window_size for block in backbone.blocks) * backbone.patch_size
+        several_windows = max(multiple, -(-window_px // multiple) * multiple)
+        return Sizes(None, multiple, (multiple, multiple), traced_from=(several_windows, several_windows))
     if not longest:
         raise ExportError(
             f'{type(backbone).__name__} is exported for one size, and the test pipeline does not say which: give --size'

@@ -40,12 +40,15 @@ class Sizes:
         multiple: Height and width are multiples of it.
         smallest: Least height and width where they are free.
         reason: Why the size is fixed; empty if it is not, or if it was asked for.
+        traced_from: Height and width from which the graph is traced, where that is more than the least: see
+            :meth:`dimensions`.
     """
 
     fixed: tuple[int, int] | None
     multiple: int
     smallest: tuple[int, int]
     reason: str = ''
+    traced_from: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         if self.fixed is not None:
@@ -58,18 +61,18 @@ class Sizes:
         if self.fixed is not None:
             return self.fixed
         step = self.multiple
-        height, width = (-(-side // step) * step for side in self.smallest)
+        height, width = (-(-side // step) * step for side in self.traced_from or self.smallest)
         return height + 2 * step, width + 3 * step
 
     def dimensions(self) -> dict[int, Any]:
         """What is free of (B, 3, H, W), for ``torch.export``.
 
-        The least size is left out: with one window or one step torch would make another graph, for that size only. The
-        graph of larger sizes is right for it, too.
+        The least sizes are left out: with one window or one step torch would make another graph, for those sizes only.
+        The graph of larger sizes is right for them, too.
         """
         free: dict[int, Any] = {0: Dim('batch')}
         if self.fixed is None:
-            for axis, name, least in zip((2, 3), ('height', 'width'), self.smallest, strict=True):
+            for axis, name, least in zip((2, 3), ('height', 'width'), self.traced_from or self.smallest, strict=True):
                 if self.multiple == 1:
                     free[axis] = Dim(name, min=least + 1, max=MAX_SIDE_PX)
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,12 +15,20 @@ from addp_backbone.export.onnx_file import PACKAGES, write_onnx
 from addp_backbone.export.onnx_model import OnnxModel
 from addp_backbone.networks.timm_vit import TimmViT
 from addp_backbone.networks.timm_vit.catalogue import build_model
+from addp_backbone.networks.vit import ADDPViT
 
 GRID = (5, 8)  # in tokens; tables of relative biases are made for (8, 8)
 
 
-class Given(nn.Module):
-    """A model that is a backbone, and what a comparison wants of a predictor."""
+class Given(NamedTuple):
+    """What a comparison wants of a predictor."""
+
+    model: nn.Module
+    pipeline: None = None
+
+
+class TimmModel(nn.Module):
+    """A model that is a backbone of timm."""
 
     def __init__(self, name: str, window_size: int) -> None:
         super().__init__()
@@ -31,7 +40,6 @@ class Given(nn.Module):
         )
         for parameter in self.backbone.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.05)  # tables and LayerScale differ from 0
-        self.model, self.pipeline = self, None
 
 
 @pytest.mark.parametrize(
@@ -51,10 +59,37 @@ class Given(nn.Module):
 def test_every_family_gives_the_same_maps_in_onnxruntime(name: str, window_size: int, tmp_path: Path) -> None:
     for package in PACKAGES:
         pytest.importorskip(package, reason=f'export needs {package} (extra [export])')
-    given = Given(name, window_size).eval()
-    size = tuple(side * given.patch for side in GRID)
-    file = OnnxModel(write_onnx(plan_export(given, 'backbone', size), tmp_path / 'backbone.onnx'))
+    model = TimmModel(name, window_size).eval()
+    size = tuple(side * model.patch for side in GRID)
+    file = OnnxModel(write_onnx(plan_export(model, 'backbone', size), tmp_path / 'backbone.onnx'))
     for number in (1, 3):
-        differences = Comparison(given, file).of_batch(torch.randn(number, 3, *size), [])
+        differences = Comparison(Given(model), file).of_batch(torch.randn(number, 3, *size), [])
         assert [difference.name for difference in differences] == ['map_0', 'map_1']
         assert max(difference.value for difference in differences) < 1e-5, [*map(str, differences)]
+
+
+class AddpModel(nn.Module):
+    """A model that is an ``ADDPViT`` with windows of 5 patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        arch = dict(width=24, depth=2, num_heads=3)
+        self.backbone = ADDPViT(arch, img_size=64, patch_size=8, window_size=5, global_attn_indices=[1])
+        for parameter in self.backbone.parameters():
+            nn.init.normal_(parameter, std=0.2)
+
+
+@pytest.mark.parametrize('size', [(8, 8), (8, 16), (40, 40), (48, 24), (88, 168)])
+def test_free_sizes_hold_where_an_image_is_one_window_too(size: tuple[int, int], addp: Comparison) -> None:
+    (difference,) = addp.of_batch(torch.randn(2, 3, *size), [])
+    assert difference.value < 1e-5, difference
+
+
+@pytest.fixture(scope='module')
+def addp(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    for package in PACKAGES:
+        pytest.importorskip(package, reason=f'export needs {package} (extra [export])')
+    model = AddpModel().eval()
+    file = write_onnx(plan_export(model, 'backbone'), tmp_path_factory.mktemp('addp') / 'backbone.onnx')
+    return Comparison(Given(model), OnnxModel(file))
