@@ -6,7 +6,9 @@ Run:  python tools/export.py CONFIG CKPT cars.onnx --check photos/*.jpg
 A detector's file takes images and their sizes and returns boxes, scores, labels, counts and masks; a segmentor's takes
 images and returns logits and a class map. Only standard operators are used. --check runs both on photographs, prints
 the largest differences, and exits with 1 if one is too large; --evaluate tests the file on the config's test data.
-docs/export.md shows how the file is used. In Python: addp_backbone.export.command.export_model.
+--precision fp16|int8 makes a smaller file, whose loss on --check's photographs, and --evaluate's metrics, are printed
+and written into its metadata. docs/export.md shows how the file is used. In Python:
+addp_backbone.export.command.export_model.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from pathlib import Path
 from command_line import FAILED, OK, make_parser, print_error, run_command
 
 from addp_backbone.export.command import check_model, evaluate_model, export_model
+from addp_backbone.export.onnx_model import OnnxModel
 from addp_backbone.export.plan import PARTS
+from addp_backbone.export.precision import PRECISIONS, annotate
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +46,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--evaluate', action='store_true', help="AP or mIoU of the file on the config's test data, as tools/test.py"
     )
+    parser.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='fp32',
+        help='fp16: weights in 16 bits; int8: products with weights in 8 bits; both need --check (default: fp32)',
+    )
     args = parser.parse_args(argv)
+    if args.precision != 'fp32' and not args.check:
+        parser.error(f'--precision {args.precision} changes the results: give --check photographs, to measure the loss')
     if args.evaluate and args.part != 'model':
         parser.error(f'--evaluate is for the whole model, got --part {args.part}')
     if args.out.suffix != '.onnx':
@@ -52,8 +64,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Exports, and compares; returns 1 if a difference is too large."""
-    plan = export_model(args.config, args.checkpoint, args.out, args.part, args.size, args.check)
+    plan = export_model(args.config, args.checkpoint, args.out, args.part, args.size, args.check, args.precision)
     print(f'{args.out}: inputs {", ".join(plan.inputs)}; outputs {", ".join(plan.outputs)}; {plan.sizes}')
+    if args.precision != 'fp32':
+        print_loss(args)
+        return OK
     too_large = 0
     for path, differences in check_model(args.config, args.checkpoint, args.out, args.check):
         print(f'{path}: {"; ".join(map(str, differences))}')
@@ -64,6 +79,19 @@ def run(args: argparse.Namespace) -> int:
     if too_large:
         print_error(f'the file differs from the model on {too_large} of {len(args.check)} images')
     return FAILED if too_large else OK
+
+
+def print_loss(args: argparse.Namespace) -> None:
+    """Prints what a precision costs; notes the metrics in the file."""
+    loss = OnnxModel(args.out).description['loss']
+    print(f'{args.precision}, largest differences to the model on {loss["images"]} images:')
+    for one in loss['differences']:
+        print(f'  {one["name"]} {one["value"]:.2g} {one["unit"]}')
+    if args.evaluate:
+        metrics = evaluate_model(args.config, args.checkpoint, args.out)
+        annotate(args.out, dict(metrics=metrics))
+        for name, value in metrics.items():
+            print(f'{name} {value:.4f}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from addp_backbone.export.detector import DetectorGraph
+from addp_backbone.export.features import PartGraph, neck_of
 from addp_backbone.export.linear_maps import replace_pooling, resizing_matrix
 from addp_backbone.export.plan import PARTS, ExportError, Plan, Sizes
 from addp_backbone.export.segmentor import SegmentorGraph, window_geometry
@@ -18,24 +19,6 @@ from addp_backbone.networks.timm_vit import TimmViT
 from addp_backbone.networks.timm_vit.trunks import SamTrunk
 from addp_backbone.networks.vit import ADDPViT
 from addp_backbone.tuning.lora import merge_lora
-
-
-class PartGraph(nn.Module):
-    """A backbone, with or without the neck behind it.
-
-    Args:
-        backbone: In a form that traces.
-        neck: None for the backbone alone.
-    """
-
-    def __init__(self, backbone: nn.Module, neck: nn.Module | None) -> None:
-        super().__init__()
-        self.backbone, self.neck = backbone, neck
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps images (B, 3, H, W), normalised, to feature maps."""
-        maps = self.backbone(images)
-        return tuple(maps if self.neck is None else self.neck(maps))
 
 
 class ResizedViT(nn.Module):
@@ -88,7 +71,7 @@ def plan_export(
         raise ExportError(
             f'{type(model).__name__} has no backbone: only detectors, segmentors and classifiers have one'
         )
-    if part == 'neck' and not getattr(model, 'with_neck', False):
+    if part == 'neck' and neck_of(model) is None:
         raise ExportError(f'{type(model).__name__} has no neck: export --part backbone or model')
     detector, segmentor = hasattr(model, 'roi_head'), hasattr(model, 'decode_head')
     if part == 'model' and not (detector or segmentor):
@@ -168,7 +151,8 @@ def _sizes(backbone: Any, size: Sequence[int] | None, options: Mapping[str, Any]
         reason = f'the config pads every image to {multiple} x {multiple}'
         return Sizes((multiple, multiple), multiple, (multiple, multiple), reason)
     if isinstance(backbone, ADDPViT):
-        window_px = max(block.attn.window_size for block in backbone.blocks) * backbone.patch_size
+        blocks: Any = backbone.blocks
+        window_px = max(block.attn.window_size for block in blocks) * backbone.patch_size
         several_windows = max(multiple, -(-window_px // multiple) * multiple)
         return Sizes(None, multiple, (multiple, multiple), traced_from=(several_windows, several_windows))
     if not longest:

@@ -10,12 +10,13 @@ import torch
 from mmengine.model import BaseTTAModel
 
 from addp_backbone.export.build import plan_export
-from addp_backbone.export.comparison import Comparison, Difference
+from addp_backbone.export.comparison import Comparison, Difference, largest
 from addp_backbone.export.evaluation import evaluate_onnx
 from addp_backbone.export.latency import Timing, compare_latency
 from addp_backbone.export.onnx_file import check_packages, write_onnx
 from addp_backbone.export.onnx_model import OnnxModel
 from addp_backbone.export.plan import ExportError, Plan
+from addp_backbone.export.precision import annotate, describe_loss, reduce_precision
 from addp_backbone.export.preprocessing import describe_preprocessing
 from addp_backbone.predict.predictor import Predictor
 from addp_backbone.predict.sources import find_images
@@ -28,6 +29,7 @@ def export_model(
     part: str = 'model',
     size: Sequence[int] | None = None,
     check: Sequence[str] = (),
+    precision: str = 'fp32',
 ) -> Plan:
     """Writes a trained model as an ONNX file.
 
@@ -38,19 +40,36 @@ def export_model(
         part: 'model', 'neck' (backbone and neck) or 'backbone'.
         size: Fixed height and width in pixels; None = free where the model allows it.
         check: Images that will be compared on; looked for before the work starts.
+        precision: 'fp32', or for a smaller file 'fp16' or 'int8', see
+            :func:`addp_backbone.export.precision.reduce_precision`. Their loss is measured on ``check`` and written
+            into the metadata.
 
     Returns:
         What was exported.
 
     Raises:
-        ExportError: If packages are missing or the model cannot be exported as asked.
+        ExportError: If packages are missing or the model cannot be exported as asked; if a loss cannot be measured, as
+            no images are given.
         ValueError: If config, checkpoint or images cannot be used.
     """
     check_packages()
-    if check:
-        find_images(check)
+    num_images = len(find_images(check)) if check else 0
+    if precision != 'fp32' and not num_images:
+        raise ExportError(
+            f'{precision} changes the results: give photographs to --check, on which the loss is measured'
+        )
     plan = _plan(Predictor(config, checkpoint, device='cpu'), part, size)
-    write_onnx(plan, out)
+    out = Path(out)
+    if precision == 'fp32':
+        write_onnx(plan, out)
+        return plan
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as folder:
+        reduced = Path(folder) / out.name
+        reduce_precision(write_onnx(plan, Path(folder) / 'fp32.onnx'), reduced, precision)
+        found = largest(one for _, found in check_model(config, checkpoint, reduced, check) for one in found)
+        annotate(reduced, dict(precision=precision, loss=describe_loss(found, num_images)))
+        reduced.replace(out)
     return plan
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from addp_backbone.export.boxes import NOT_A_BOX, BoxCoder, best, grid_anchors, take
+from addp_backbone.export.features import FeatureGraph, neck_of
 from addp_backbone.export.onnx_ops import pool_rois
 
 NO_LABEL = -1
 Maps = tuple[Tensor, ...]
 
 
-class DetectorGraph(nn.Module):
+class DetectorGraph(FeatureGraph):
     """An mmdet Faster, Mask or Cascade R-CNN for ``torch.export``: equal detections.
 
     Args:
@@ -32,9 +33,7 @@ class DetectorGraph(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, model: Any) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = model.neck if model.with_neck else None
+        super().__init__(backbone, neck_of(model))
         self.proposals = ProposalStage(model.rpn_head)
         roi_head = model.roi_head
         self.boxes = BoxStage(roi_head)
@@ -53,9 +52,7 @@ class DetectorGraph(nn.Module):
             boxes. Of an image's D rows only the first ``counts`` are detections; the others have boxes of 0, score 0
             and label -1.
         """
-        maps = self.backbone(images)
-        if self.neck is not None:
-            maps = self.neck(maps)
+        maps = self.features(images)
         limits = sizes.flip(1).repeat(1, 2).to(torch.float32)  # (B, 4): width, height, width, height
         proposals, exist = self.proposals(maps, limits)
         boxes, scores, labels = self.boxes(maps, proposals, exist, limits)

@@ -40,7 +40,7 @@ def evaluate_onnx(cfg: Any, preprocessor: Any, onnx_model: OnnxModel) -> dict[st
             predict(onnx_model, *pair) for pair in zip(prepared['inputs'], prepared['data_samples'], strict=True)
         ]
         evaluator.process(samples, data)
-    return evaluator.evaluate(len(loader.dataset))
+    return {name: float(value) for name, value in evaluator.evaluate(len(loader.dataset)).items()}
 
 
 def predict(onnx_model: OnnxModel, image: torch.Tensor, sample: Any) -> Any:

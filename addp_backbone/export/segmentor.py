@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from addp_backbone.export.features import FeatureGraph, neck_of
 
-class SegmentorGraph(nn.Module):
+
+class SegmentorGraph(FeatureGraph):
     """An mmseg ``EncoderDecoder`` for ``torch.export``: equal to its ``slide`` or ``whole`` inference.
 
     Args:
@@ -28,9 +30,7 @@ class SegmentorGraph(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, model: Any) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = model.neck if model.with_neck else None
+        super().__init__(backbone, neck_of(model))
         self.head = model.decode_head
         if isinstance(self.head, nn.ModuleList):
             raise ValueError('cannot export cascaded decode heads, only one')
@@ -65,10 +65,7 @@ class SegmentorGraph(nn.Module):
 
     def compute(self, images: Tensor) -> Tensor:
         """Logits of images or windows, at their size."""
-        maps = self.backbone(images)
-        if self.neck is not None:
-            maps = self.neck(maps)
-        logits = self.head(maps)
+        logits = self.head(self.features(images))
         return F.interpolate(logits, images.shape[-2:], mode='bilinear', align_corners=self.head.align_corners)
 
 

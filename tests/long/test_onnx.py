@@ -205,3 +205,17 @@ def test_a_model_is_timed_in_one_table(
     first, _, *rows = lines[[line.startswith('input (1, 3, ') for line in lines].index(True) :]
     assert first.endswith('1 threads, 2 calls each') and len(rows) == 5
     assert [len(re.findall(r'[0-9]+\.[0-9]', row)) for row in rows] == [3, 3, 3, 0, 3]
+
+
+def test_a_smaller_file_states_its_loss(
+    detector: tuple[nn.Module, Path], photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = detector[1].with_suffix('.py')
+    file = tmp_path / 'small.onnx'
+    arguments = [str(config), str(config.with_suffix('.pth')), str(file), '--check', str(photograph)]
+    assert MAIN([*arguments, '--precision', 'fp16']) == 0
+    assert 'fp16, largest differences to the model on 1 images:' in capsys.readouterr().out
+    about = OnnxModel(file).description
+    assert about['precision'] == 'fp16' and about['loss']['images'] == 1 and about['task'] == 'detection'
+    assert {one['name'] for one in about['loss']['differences']} >= {'boxes', 'scores', 'unmatched'}
+    assert file.stat().st_size < 0.8 * detector[1].stat().st_size and [*tmp_path.iterdir()] == [file]
