@@ -48,9 +48,14 @@ class Training:
         """
         if wrong := [option for option in self.options if '=' not in option]:
             raise ValueError(f'training {self.name!r}: options are of the form key=value, got {", ".join(wrong)}')
-        parser = argparse.ArgumentParser(exit_on_error=False)
-        parser.add_argument('--options', nargs='+', action=DictAction, default={})
-        return dict(parser.parse_args(['--options', *self.options] if self.options else []).options)
+        return parse_options(self.options)
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` as ``--cfg-options`` reads it."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument('--options', nargs='+', action=DictAction, default={})
+    return dict(parser.parse_args(['--options', *options] if options else []).options)
 
 
 @dataclass(frozen=True)

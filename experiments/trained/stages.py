@@ -18,7 +18,14 @@ from addp_backbone.runtime.option_names import check_names
 from addp_backbone.runtime.option_values import check_values
 from experiments.probes.estimate import feature_seconds
 from experiments.stages import Stage
-from experiments.trained.protocols import METRICS_FILE, PER_IMAGE_FILE, TRAININGS_FOLDER, TrainedJob, Training
+from experiments.trained.protocols import (
+    METRICS_FILE,
+    PER_IMAGE_FILE,
+    TRAININGS_FOLDER,
+    TrainedJob,
+    Training,
+    parse_options,
+)
 
 if TYPE_CHECKING:
     from experiments.probes.backbones import Source
@@ -55,16 +62,19 @@ def plan_trainings(
             check_data(cfg, split)
         identity = hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
         for name in training.backbones:
-            weights, structure = backbone_options(training.name, cfg, sources[name])
+            options = backbone_options(training.name, cfg, sources[name])
+            load_config(str(config), parse_options(options))  # refuses what the config has no place for
             for seed in training.seeds:
                 inputs = [identity, digests[name], name, seed, training.amp]
                 seconds = training_seconds(cfg, sources[name])
-                jobs.append(_job(training, str(config), name, seed, (weights, structure), inputs, seconds, out))
+                jobs.append(_job(training, str(config), name, seed, options, inputs, seconds, out))
     return jobs
 
 
-def backbone_options(name: str, cfg: Config, source: Source) -> tuple[list[str], list[str]]:
-    """``--cfg-options`` that put a backbone into a config.
+def backbone_options(name: str, cfg: Config, source: Source) -> list[str]:
+    """``--cfg-options`` that put a backbone into a config, for training and testing.
+
+    A test reads the weights again, as the checkpoint of low-rank differences holds these alone.
 
     Args:
         name: Of the training, for errors.
@@ -72,7 +82,7 @@ def backbone_options(name: str, cfg: Config, source: Source) -> tuple[list[str],
         source: The backbone.
 
     Returns:
-        Those that give the weights, for training alone; those that say what is built, for training and testing.
+        The options.
 
     Raises:
         ValueError: If the config is for another kind or size of backbone.
@@ -87,12 +97,13 @@ def backbone_options(name: str, cfg: Config, source: Source) -> tuple[list[str],
             'name with a config for it, and say in `backbones` which entry trains which'
         )
     file = (options.get('init_cfg') or {}).get('checkpoint')
-    weights = [f'{prefix}.init_cfg=None']
+    found = [f'{prefix}.init_cfg=None']
     if file is not None:
-        weights = [f'{prefix}.init_cfg.type=Pretrained', f'{prefix}.init_cfg.checkpoint={Path(file).absolute()}']
+        found = [f'{prefix}.init_cfg.type=Pretrained', f'{prefix}.init_cfg.checkpoint={Path(file).absolute()}']
     if source.is_timm:
-        weights.append(f'{prefix}.pretrained={bool(options.get("pretrained"))}')
-        return weights, [f'{prefix}.model={options["model"]}']
+        if options.get('pretrained'):
+            found.append(f'{prefix}.pretrained=True')
+        return [f'{prefix}.model={options["model"]}', *found]
     size = get_arch(backbone.arch)
     patch_size = source.patch_size if file else backbone.patch_size  # random weights take any
     if (size.width, size.depth, backbone.patch_size) != (source.width, source.depth, patch_size):
@@ -101,7 +112,7 @@ def backbone_options(name: str, cfg: Config, source: Source) -> tuple[list[str],
             f'{backbone.patch_size} px, but {source.text} has width {source.width}, {source.depth} blocks and patches '
             f'of {source.patch_size} px'
         )
-    return weights, []
+    return found
 
 
 def training_seconds(cfg: Config, source: Source) -> float:
@@ -124,23 +135,21 @@ def _job(
     config: str,
     backbone: str,
     seed: int,
-    options: tuple[list[str], list[str]],
+    options: Sequence[str],
     inputs: Sequence[Any],
     seconds: float,
     out: Path,
 ) -> TrainedJob:
-    weights, structure = options
     checksum = hashlib.sha256(json.dumps(list(inputs)).encode()).hexdigest()[:10]
     folder = out.absolute() / TRAININGS_FOLDER / f'{_slug(training.name)}_{_slug(backbone)}_seed{seed}-{checksum}'
     tools, test_folder = shipped_folder('tools'), folder / 'test'
-    common = [f'randomness.seed={seed}', *structure, *training.options]
+    common = [f'randomness.seed={seed}', *training.options, *options]
     amp = ['--amp'] if training.amp else []
     title = f'{training.name}, {backbone}, seed {seed}'
-    train_words = [config, '--work-dir', str(folder), '--resume', *amp, '--cfg-options', *common, *weights]
+    train_words = [config, '--work-dir', str(folder), '--resume', *amp, '--cfg-options', *common]
     train = Stage(title, seconds, (str(tools / 'train.py'), *train_words), folder=folder)
     results = [f'--out={test_folder / METRICS_FILE}', f'--per-image={test_folder / PER_IMAGE_FILE}']
-    built = ['model.backbone.init_cfg=None', *(['model.backbone.pretrained=False'] if structure else [])]
-    test_words = [config, str(folder), f'--work-dir={test_folder}', *results, '--cfg-options', *common, *built]
+    test_words = [config, str(folder), f'--work-dir={test_folder}', *results, '--cfg-options', *common]
     test = Stage(
         f'{title}, test',
         _TEST_SECONDS,

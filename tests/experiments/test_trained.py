@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from mmengine.config import Config
+from running import ROOT
 
 from addp_backbone.detection.image_matches import ImageMatches
 from addp_backbone.files.image_results import write_image_results
+from addp_backbone.runtime.launch import load_config
 from experiments.probes.backbones import find_source
 from experiments.probes.bootstrap import bootstrap_scores, interval_of
 from experiments.trained.curves import curve_charts, read_curve
-from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, read_protocols
+from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, parse_options, read_protocols
 from experiments.trained.rows import read_rows
 from experiments.trained.section import trained_section
-from experiments.trained.stages import plan_trainings
+from experiments.trained.stages import backbone_options, plan_trainings
 from experiments.trained.summary import Trained, compare_trained, summarise_trained
 
 BACKBONES = ('random/tiny', 'random/test_vit')
@@ -70,7 +73,8 @@ def test_a_training_has_a_command_for_each_seed_and_is_tested_as_it_was_trained(
         for command in (train, test):
             assert f'randomness.seed={job.seed}' in command and 'train_cfg.max_iters=5' in command
             assert str(tiny_seg_config.absolute()) in command
-        assert '--resume' in train and 'model.backbone.init_cfg=None' in train
+            assert 'model.backbone.init_cfg=None' in command  # random weights
+        assert '--resume' in train
         assert f'--per-image={job.folder / PER_IMAGE_FILE}' in test and str(job.train.folder) in test
         assert job.test.needs == (job.train,) and not job.test.finished
 
@@ -197,3 +201,16 @@ def test_intervals_of_differences_of_ap_hold_the_true_difference_as_often_as_the
         low, high = interval_of(draws[0] - draws[1])
         covered.append(low <= truth[0] - truth[1] <= high)
     assert 0.90 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize('backbone', ['random/test_vit', 'timm/test_vit=weights.pth', 'timm/test_vit'])
+def test_a_backbone_of_timm_is_put_into_a_config_by_name_and_weights(backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'weights.pth').touch()
+    config = Config.fromfile(ROOT / 'seg_configs/timm_tiny_upernet.py')
+    options = backbone_options('a', config, find_source(backbone))
+    cfg = load_config('seg/timm_tiny_upernet', parse_options(options))
+    assert cfg.model.backbone.model == 'test_vit'
+    weights = (cfg.model.backbone.init_cfg or {}).get('checkpoint'), cfg.model.backbone.get('pretrained', False)
+    expected = {'random/test_vit': (None, False), 'timm/test_vit': (None, True)}
+    assert weights == expected.get(backbone, (str(tmp_path / 'weights.pth'), False))
