@@ -11,11 +11,13 @@ from mmengine.config import Config
 from addp_backbone.networks.arch import get_arch
 from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.scale_lr import optim_wrappers
+from addp_backbone.tuning.partial import Tuning
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 LOOPS_BY_EPOCH = {'EpochBasedTrainLoop': True, 'IterBasedTrainLoop': False}
 NEED_WORKERS = ('persistent_workers', 'prefetch_factor')
 BACKBONES = ('ADDPViT', 'ADDPSegViT', 'ClassifierViT')  # whose arch is one of networks/arch.py
+TUNABLE_BACKBONES = (*BACKBONES, 'TimmViT')  # of which a part may be trained
 PRETRAININGS = ('ADDPPretraining', 'TokenPredictorTraining')  # the same, in dicts without type
 
 
@@ -45,6 +47,8 @@ def check_values(cfg: Config) -> None:
     for path, node in _dicts(model, 'model'):
         _check_num_classes(path, node)
         pretraining = 'type' not in node and model.get('type') in PRETRAININGS
+        if _type_name(node) in TUNABLE_BACKBONES:
+            _check_tuning(path, node)
         if 'arch' in node and (pretraining or _type_name(node) in BACKBONES):
             _check_arch(path, node['arch'])
 
@@ -129,6 +133,13 @@ def _check_arch(path: str, arch: Any) -> None:
         get_arch(arch)
     except (ValueError, TypeError) as error:
         raise LaunchError(f'{path}.arch: {error}') from error
+
+
+def _check_tuning(path: str, node: Mapping[str, Any]) -> None:
+    try:
+        Tuning.from_options(node.get('frozen', False), node.get('norms_only', False), node.get('lora'))
+    except ValueError as error:
+        raise LaunchError(f'{path}: {error}') from error
 
 
 def _type_name(node: Mapping[str, Any]) -> str:

@@ -62,6 +62,8 @@ class LoRA:
         Raises:
             ValueError: If a name is unknown, the rank is missing or a value is out of range.
         """
+        if not isinstance(options, Mapping):
+            raise ValueError(f'lora is {options!r}, wanted dict(rank=8), which may have alpha and mlp')
         unknown = set(options) - {'rank', 'alpha', 'mlp'}
         if unknown or 'rank' not in options:
             raise ValueError(f'lora needs rank and may have alpha and mlp, nothing else; got {dict(options)}')

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from running import load_tool, logged_losses, run_tool
 from small_configs import small_config
@@ -16,6 +18,10 @@ from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.frozen_base import initialise
 from addp_backbone.checkpoint.storage import read_checkpoint, write_atomically
 from addp_backbone.predict import Predictor
+from addp_backbone.runtime.config_checks import LaunchError
+from addp_backbone.runtime.option_values import check_values
+from addp_backbone.runtime.runner import describe_start
+from addp_backbone.runtime.saving import SafeCheckpointHook
 
 
 def write_base(folder: Path, seed: int) -> Path:
@@ -92,15 +98,10 @@ def test_test_and_predict_take_it_and_a_merged_checkpoint_in_the_plain_config_gi
     assert merged['meta']['dataset_meta']['classes'] and not any('lora' in name for name in merged['state_dict'])
 
 
-@pytest.mark.parametrize('tool', ['train', 'merge_checkpoint'])
-def test_another_base_is_refused(tool: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_base_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = f'model.backbone.init_cfg.checkpoint={write_base(folder, 1)}'
-    config, run, work_dir = str(folder / 'leaf.py'), str(folder / 'run'), ('--work-dir', str(folder / 'other'))
-    words = {
-        'train': [config, '--resume', run, *work_dir],
-        'merge_checkpoint': [config, run, str(folder / 'x.pth')],
-    }[tool]
-    assert load_tool(tool).main([*words, '--cfg-options', other]) == 1
+    words = [str(folder / 'leaf.py'), str(folder / 'run'), str(folder / 'x.pth'), '--cfg-options', other]
+    assert load_tool('merge_checkpoint').main(words) == 1
     assert 'base_1.pth: name the file that training began with' in capsys.readouterr().err
 
 
@@ -112,20 +113,46 @@ def test_what_needs_a_whole_checkpoint_says_how_to_make_one(folder: Path, tiny_a
             backbone.init_weights()
 
 
-def test_training_from_adapted_weights_without_lora_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_training_from_adapted_weights_without_lora_is_refused() -> None:
+    adapted, plain = (
+        MODELS.build(dict(type='TimmViT', model='test_vit', **options)).state_dict()
+        for options in (dict(lora=dict(rank=2)), {})
+    )
+    with pytest.raises(CheckpointError, match=r'x\.pth cannot be started from.*has low-rank differences'):
+        describe_start('x.pth', adapted, plain)
+    assert 'Start anew, not in the file: vit.blocks.0.attn.qkv.lora_A' in describe_start('x.pth', plain, adapted)
+
+
+@pytest.mark.parametrize(
+    ('options', 'save_base', 'left_out'),
+    [
+        (dict(lora=dict(rank=2)), None, True),
+        (dict(lora=dict(rank=2)), True, False),
+        (dict(norms_only=True), None, True),
+        (dict(frozen=True), None, False),
+        (dict(frozen=True), False, True),
+        (dict(), False, False),
+    ],
+)
+def test_the_base_is_left_out_where_it_is_asked_for_and_can_be_had_again(
+    options: dict[str, Any], save_base: bool | None, left_out: bool, tmp_path: Path
 ) -> None:
-    words = ['--work-dir', str(folder / 'next'), '--cfg-options', f'load_from={folder / "run" / "iter_3.pth"}']
-    assert load_tool('train').main([str(folder / 'leaf.py'), *words, 'model.backbone.lora=None']) == 1
-    assert 'has low-rank differences' in capsys.readouterr().err
+    model: Any = torch.nn.Module()
+    init_cfg = dict(type='Pretrained', checkpoint=str(write_base(tmp_path, 0)))
+    model.backbone = MODELS.build(dict(type='TimmViT', model='test_vit', init_cfg=init_cfg, **options))
+    runner: Any = SimpleNamespace(model=model, frozen_base=initialise(model, model.backbone.init_weights))
 
+    def saved(**beside: Any) -> dict[str, Any]:
+        checkpoint = dict(state_dict=model.state_dict(), **beside)
+        SafeCheckpointHook(save_base=save_base).before_save_checkpoint(runner, checkpoint)
+        return checkpoint
 
-def test_a_base_that_the_file_does_not_give_back_stays_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
-    run_tool('merge_checkpoint', folder / 'leaf.py', folder / 'run', tmp_path / 'merged.pth')
-    options = (f'load_from={tmp_path / "merged.pth"}', 'train_cfg.max_iters=1')
-    run_tool('train', folder / 'leaf.py', '--work-dir', tmp_path / 'next', options=options)
-    checkpoint = read_checkpoint(tmp_path / 'next' / 'iter_1.pth')
-    assert 'frozen_base' not in checkpoint and 'backbone.vit.blocks.3.attn.qkv.weight' in checkpoint['state_dict']
+    assert (
+        ('backbone.vit.patch_embed.proj.weight' not in saved()['state_dict']) == left_out == ('frozen_base' in saved())
+    )
+    assert 'frozen_base' not in saved(ema_state_dict={}), 'averaged weights'
+    model.backbone.vit.patch_embed.proj.weight.data += 1  # as load_from may bring others
+    assert 'frozen_base' not in saved()
 
 
 def test_what_a_file_lacks_is_no_part_of_the_frozen_base(tmp_path: Path) -> None:
@@ -142,3 +169,10 @@ def test_what_a_file_lacks_is_no_part_of_the_frozen_base(tmp_path: Path) -> None
     assert {name.rpartition('.')[2] for name in kept} == {
         'cls_token', 'gamma_1', 'gamma_2', 'relative_position_bias_table'
     }  # fmt: skip
+
+
+@pytest.mark.parametrize('options', [dict(lora=dict(rnak=8)), dict(frozen=True, norms_only=True), dict(lora=8)])
+def test_options_that_cannot_work_are_refused_before_anything_is_built(options: dict[str, Any]) -> None:
+    backbone = dict(type='TimmViT', model='test_vit', **options)
+    with pytest.raises(LaunchError, match=r'^model\.backbone: '):
+        check_values(Config(dict(model=dict(type='EncoderDecoder', backbone=backbone))))
