@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS
 
 from addp_backbone.datasets.schedule import LeafOptions, fit_to_images, schedule_text
 from addp_backbone.runtime.short_schedules import fit_schedule
@@ -52,9 +54,6 @@ def test_a_written_schedule_is_valid_python_with_a_warm_up_of_a_tenth_at_most(re
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('max_iters', [1, 2, 9, 50, 100, 101])
 def test_any_number_of_iterations_leaves_a_schedule_that_mmengine_can_build(recipe: str, max_iters: int) -> None:
-    import torch
-    from mmengine.registry import PARAM_SCHEDULERS
-
     cfg = Config.fromfile(ROOT / recipe)
     cfg.train_cfg.max_iters = max_iters
     fit_schedule(cfg)
@@ -62,5 +61,19 @@ def test_any_number_of_iterations_leaves_a_schedule_that_mmengine_can_build(reci
         options = dict(scheduler)
         if options['type'] in ('CosineAnnealingLR', 'PolyLR'):
             options.setdefault('end', max_iters)  # as mmengine's Runner sets it
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        PARAM_SCHEDULERS.build(options, default_args=dict(optimizer=optimizer))
+
+
+@pytest.mark.parametrize('recipe', ['pretrain/configs/finetune_base_100e.py', 'pretrain/configs/addp_base_1600e.py'])
+@pytest.mark.parametrize('max_epochs', [1, 5, 10, 20, 21, 50])
+def test_any_number_of_epochs_leaves_a_schedule_that_mmengine_can_build(recipe: str, max_epochs: int) -> None:
+    cfg = Config.fromfile(ROOT / recipe)
+    assert 'max_epochs' in cfg.train_cfg
+    cfg.train_cfg.max_epochs = max_epochs
+    fit_schedule(cfg)
+    for scheduler in cfg.param_scheduler:
+        options = dict(scheduler, end=scheduler.get('end') or max_epochs, epoch_length=7)
+        assert options['begin'] < options['end'] <= max_epochs
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         PARAM_SCHEDULERS.build(options, default_args=dict(optimizer=optimizer))
