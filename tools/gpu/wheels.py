@@ -25,7 +25,8 @@ BUILT = ('fairscale', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation')
 DOWNLOADED = (
     'onedl-mmengine', 'einops', 'pycocotools', 'faster-coco-eval', 'shapely',
     'addict', 'yapf', 'platformdirs', 'termcolor', 'rich', 'markdown-it-py', 'mdurl', 'pygments', 'prettytable',
-    'imaug', 'scikit-image', 'imageio', 'tifffile', 'lazy-loader', 'networkx', 'wcwidth', 'ftfy', 'regex', 'terminaltables', 'six', 'tomli', 'transformers', 'tokenizers',
+    'wcwidth', 'ftfy', 'regex', 'terminaltables', 'six', 'tomli', 'transformers', 'tokenizers',
+    'imaug', 'scikit-image', 'imageio', 'tifffile', 'lazy-loader', 'networkx',
 )  # fmt: skip
 GLIBC = ('2_17', '2_24', '2_27', '2_28', '2_31', '2_34')  # pip takes exactly those named
 LIMIT_MIB = 60
