@@ -135,3 +135,17 @@ def _use_ade(cfg: Config, root: Path) -> None:
             reduce_zero_label=True,
             metainfo=dict(classes=('background', *SHAPES)),
         )
+
+
+def write_timm_leaf(name: str, data: Path, folder: Path) -> Path:
+    """Writes a UperNet leaf on a model of timm: four iterations, one frozen block, windows, checkpointing."""
+    cfg = small_config('seg_configs/timm_tiny_upernet.py', data, folder)
+    cfg.model.backbone.update(
+        model=name, out_indices=(0, 1, 2, 3), frozen=1, with_cp=True, drop_path_rate=0.2, window_size=3
+    )
+    cfg.train_cfg.update(max_iters=4, val_interval=100)
+    cfg.default_hooks.checkpoint.interval = 2
+    cfg.log_processor = dict(window_size=1, by_epoch=False)
+    path = folder / 'leaf.py'
+    cfg.dump(path)
+    return path

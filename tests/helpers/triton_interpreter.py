@@ -25,10 +25,9 @@ from addp_backbone.layers.triton_attention import relative_attention
 
 NAMES = ('output', 'q', 'k', 'v', 'row table', 'column table')
 FIXED = [
-    (1, 1, (5, 20), 64),
-    (3, 2, (4, 4), 32),
-    (1, 1, (1, 17), 80),
-    (1, 1, (2, 37), 128),
+    (2, 2, (4, 4), 32),
+    (1, 1, (5, 20), 80),
+    (1, 1, (1, 37), 128),
 ]  # images, heads, grid, width
 flops = 0
 

@@ -6,14 +6,13 @@ the last axis (so that the files stay small).
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from running import run_main
 
 from addp_backbone.checkpoint.convert import read_checkpoint
 
@@ -44,13 +43,7 @@ def write_released_checkpoint(path, size):
 def converted(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model = write_released_checkpoint(folder / 'released.pth', request.param)
-    command = [
-        sys.executable,
-        str(ROOT / 'tools/convert_checkpoint.py'),
-        str(folder / 'released.pth'),
-        str(folder / 'backbone.safetensors'),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_main('convert_checkpoint', folder / 'released.pth', folder / 'backbone.safetensors')
     assert result.returncode == 0, result.stderr
     return request.param, model, folder / 'backbone.safetensors', folder / 'released.pth'
 

@@ -4,8 +4,6 @@ import argparse
 import collections
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import timm
 import torch
 from mmengine.logging import HistoryBuffer
+from running import run_main
 from safetensors.torch import load_file, save_file
 
 from addp_backbone import ADDPViT
@@ -69,12 +68,6 @@ def tiny_mage():
         'token_emb.LayerNorm.weight': torch.randn(WIDTH),
         'token_emb.LayerNorm.bias': torch.randn(WIDTH),
     }
-
-
-def run_tool(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools/convert_checkpoint.py'), *map(str, args)], capture_output=True, text=True
-    )
 
 
 def backbone(**options):
@@ -226,7 +219,7 @@ def test_a_detectron2_pickle_converts_backbone_and_pyramid(tmp_path):
     model = {f'backbone.{name}': tensor.numpy() for name, tensor in weights.items()}
     model['roi_heads.mask_head.predictor.bias'] = np.zeros(3, dtype=np.float32)
     (tmp_path / 'model.pkl').write_bytes(pickle.dumps({'model': model, '__author__': 'somebody'}))
-    result = run_tool(tmp_path / 'model.pkl', tmp_path / 'vit.pth')
+    result = run_main('convert_checkpoint', tmp_path / 'model.pkl', tmp_path / 'vit.pth')
     assert result.returncode == 0, result.stderr
     wanted = convert_state_dict(weights)
     for got, want in (
@@ -240,7 +233,7 @@ def test_a_detectron2_pickle_converts_backbone_and_pyramid(tmp_path):
 @pytest.mark.parametrize('ending', ['.pth', '.safetensors'])
 def test_the_tool_writes_weights_that_the_backbone_takes(tmp_path, ending):
     torch.save({'model': tiny_addp(), 'args': argparse.Namespace(batch_size=4096)}, tmp_path / 'src.pth')
-    result = run_tool(tmp_path / 'src.pth', tmp_path / f'dst{ending}')
+    result = run_main('convert_checkpoint', tmp_path / 'src.pth', tmp_path / f'dst{ending}')
     assert result.returncode == 0, result.stderr
     assert 'format    addp' in result.stdout and 'dropped' in result.stdout
     vit = backbone(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / f'dst{ending}')))
@@ -284,7 +277,7 @@ def test_a_bad_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch, nam
     broken_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    result = run_tool(tmp_path / name, tmp_path / 'dst.pth')
+    result = run_main('convert_checkpoint', tmp_path / name, tmp_path / 'dst.pth')
     assert result.returncode == 1
     assert message in result.stderr and 'Traceback' not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -318,5 +311,5 @@ def test_a_failing_write_leaves_the_old_file_and_no_rest(tmp_path):
 def test_the_tool_refuses_an_unknown_ending_and_overwriting_its_source(tmp_path):
     torch.save(tiny_addp(), tmp_path / 'src.pth')
     for target, message in ((tmp_path / 'dst.npz', 'DST must end in'), (tmp_path / 'src.pth', 'the same file')):
-        result = run_tool(tmp_path / 'src.pth', target)
+        result = run_main('convert_checkpoint', tmp_path / 'src.pth', target)
         assert result.returncode == 1 and message in result.stderr
