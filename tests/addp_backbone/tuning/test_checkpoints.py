@@ -22,6 +22,7 @@ from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.option_values import check_values
 from addp_backbone.runtime.runner import describe_start
 from addp_backbone.runtime.saving import SafeCheckpointHook
+from addp_backbone.runtime.sharding import check_sharding
 
 
 def write_base(folder: Path, seed: int) -> Path:
@@ -176,3 +177,10 @@ def test_options_that_cannot_work_are_refused_before_anything_is_built(options: 
     backbone = dict(type='TimmViT', model='test_vit', **options)
     with pytest.raises(LaunchError, match=r'^model\.backbone: '):
         check_values(Config(dict(model=dict(type='EncoderDecoder', backbone=backbone))))
+
+
+@pytest.mark.parametrize('options', [dict(lora=dict(rank=2)), dict(norms_only=True)])
+def test_shards_and_a_part_that_is_trained_do_not_go_together(options: dict[str, Any]) -> None:
+    cfg = Config(dict(strategy=dict(type='FSDPStrategy'), model=dict(backbone=dict(type='ADDPViT', **options))))
+    with pytest.raises(LaunchError, match='does not go with FSDP'):
+        check_sharding(cfg)
