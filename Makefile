@@ -26,7 +26,7 @@ test: $(INSTALLED)
 faults: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/faults
 
-# The wheel in a fresh environment, exported models in onnxruntime, leaves on two processes: minutes. The extra [export] is needed.
+# The wheel in a fresh environment, exported models in onnxruntime, leaves on two processes and in stock tools: minutes. The extra [export] is needed.
 long: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/long
 
