@@ -2,8 +2,8 @@
 
 Command: ``python tools/train.py det_configs/timm_tiny_maskrcnn.py --cfg-options
 model.backbone.init_cfg.checkpoint=FILE`` (no GPU needed; on own data inherit from this leaf). The backbone is frozen by
-default, and its tenth block is the map that pyramid and heads get. All values are ours, tuned on small data; nothing is
-published.
+default, and its ninth block is the map that pyramid and heads get: DINOv2-S's best of twelve in a probe, and better than
+its tenth here (docs/other_vits.md). All values are ours, tuned on small data; nothing is published.
 """
 
 _base_ = './addp_tiny_maskrcnn.py'
@@ -19,7 +19,7 @@ model = dict(
         type='TimmViT',
         model='vit_small_patch14_dinov2',
         img_size=image_size,
-        out_indices=(9,),
+        out_indices=(8,),
         frozen=True,
         stride=16,
         norm_maps=True,
