@@ -2,7 +2,7 @@
 
 Command: ``python tools/train.py det_configs/timm_tiny_maskrcnn.py --cfg-options
 model.backbone.init_cfg.checkpoint=FILE`` (no GPU needed; on own data inherit from this leaf). The backbone is frozen by
-default, and its ninth block is the map that pyramid and heads get: DINOv2-S's best of twelve in a probe, and better than
+default, and its ninth block is the map that pyramid and heads get: DINOv2-S's best of twelve in a probe, better than
 its tenth here (docs/other_vits.md). All values are ours, tuned on small data; nothing is published.
 """
 
