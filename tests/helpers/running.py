@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,20 @@ def run_command_line(name: str, *words: str | Path) -> int | None:
     """Runs tools/``name``.py as its ``main`` does, but lets its errors through."""
     tool = load_tool(name)
     return tool.run(tool.parse_args([*map(str, words)]))
+
+
+def run_script(name: str, *words: str | Path) -> None:
+    """Runs tools/``name`` as a user would; its output is shown if it fails."""
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1')
+    done = subprocess.run(
+        [str(ROOT / 'tools' / name), *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 class Finished(NamedTuple):

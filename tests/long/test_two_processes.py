@@ -1,7 +1,8 @@
-"""Leaves that train on two processes: FSDP on ViT-L's, and DDP on TimmViT's."""
+"""Two processes on leaves: FSDP on ViT-L's, DDP on TimmViT's, evaluation of a segmentor."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from running import ROOT, logged_losses
+from running import ROOT, logged_losses, run_script, run_tool
 from small_configs import REPOSITORY, small_config, write_timm_leaf
 
 
@@ -59,3 +60,14 @@ def test_two_processes_train_the_same_weights(tiny_ade, tmp_path):
         timeout=300,
     )
     assert len(logged_losses(tmp_path / 'two')) == 4
+
+
+def test_two_processes_measure_the_miou_of_one_on_an_odd_number_of_images(
+    tiny_seg_config: Path, tmp_path: Path
+) -> None:
+    run_tool('train', tiny_seg_config, '--work-dir', tmp_path)
+    checkpoint = tmp_path / 'iter_4.pth'
+    run_script('dist_test.sh', tiny_seg_config, checkpoint, '2', '--work-dir', tmp_path, '--out', tmp_path / 'two.json')
+    run_tool('test', tiny_seg_config, checkpoint, '--work-dir', tmp_path, '--out', tmp_path / 'one.json')
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
+    assert one == two and one['mIoU'] > 0

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ROOT, run_tool
+from running import run_script, run_tool
 
 NUM_ITERS = 20
-
-
-def run_script(name: str, *words: str | Path) -> None:
-    """Runs tools/``name`` as a user would; its output is shown if it fails."""
-    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2] / 'helpers'), OMP_NUM_THREADS='1')
-    done = subprocess.run(
-        [str(ROOT / 'tools' / name), *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.fixture(scope='module')
@@ -91,14 +75,3 @@ def test_two_processes_measure_the_ap_of_one_on_an_odd_number_of_images(
     )
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
     assert one == two and one['coco/bbox_mAP_50'] > 0
-
-
-def test_two_processes_measure_the_miou_of_one_on_an_odd_number_of_images(
-    tiny_seg_config: Path, tmp_path: Path
-) -> None:
-    run_tool('train', tiny_seg_config, '--work-dir', tmp_path)
-    checkpoint = tmp_path / 'iter_4.pth'
-    run_script('dist_test.sh', tiny_seg_config, checkpoint, '2', '--work-dir', tmp_path, '--out', tmp_path / 'two.json')
-    run_tool('test', tiny_seg_config, checkpoint, '--work-dir', tmp_path, '--out', tmp_path / 'one.json')
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
-    assert one == two and one['mIoU'] > 0
