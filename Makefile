@@ -26,9 +26,11 @@ test: $(INSTALLED)
 faults: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/faults
 
-# The wheel in a fresh environment, exported models in onnxruntime, leaves on two processes and in stock tools: minutes. The extra [export] is needed.
+# The wheel in a fresh environment, exported models in onnxruntime, leaves on two processes and in stock tools, and
+# the suite's slowest tests (marked long): minutes. The extra [export] is needed.
 long: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/long
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m long tests
 
 setup: $(INSTALLED)
 

@@ -53,6 +53,7 @@ def test_a_row_of_several_kinds_adds_their_times_up() -> None:
     assert (row.ratio, row.ours, row.difference) == (5.0, 250.0, 0.0) and '2.00 x' in row.note
 
 
+@pytest.mark.long
 def test_a_workers_memory_does_not_follow_the_number_of_images(tmp_path: Path) -> None:
     import cv2
 

@@ -14,7 +14,7 @@ from stock_tools import train_and_test
     ('leaf', 'data', 'package', 'metric'),
     [
         ('det_configs/addp_tiny_maskrcnn.py', 'tiny_coco', mmdet, 'coco/bbox_mAP'),
-        ('seg_configs/addp_tiny_upernet.py', 'tiny_ade', mmseg, 'mIoU'),
+        pytest.param('seg_configs/addp_tiny_upernet.py', 'tiny_ade', mmseg, 'mIoU', marks=pytest.mark.long),
     ],
     ids=['mmdet', 'mmseg'],
 )

@@ -39,7 +39,7 @@ def write_released_checkpoint(path, size):
     return model
 
 
-@pytest.fixture(scope='module', params=['base', 'large'])
+@pytest.fixture(scope='module', params=['base', pytest.param('large', marks=pytest.mark.long)])
 def converted(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model = write_released_checkpoint(folder / 'released.pth', request.param)

@@ -42,6 +42,7 @@ def test_every_scheme_known_or_not_is_refused_with_the_safe_ways(scheme: str) ->
             read(source)
 
 
+@pytest.mark.long
 def test_a_pickle_in_the_cache_of_a_scheme_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))

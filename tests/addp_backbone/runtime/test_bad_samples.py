@@ -77,6 +77,7 @@ def test_a_resumed_run_draws_the_substitutes_of_the_unbroken_one_with_any_number
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.long
 def test_bad_samples_are_named_once_in_log_and_file_whatever_the_number_of_workers_and_starts(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +144,7 @@ def test_misspelt_and_impossible_limits_are_refused() -> None:
         SubstituteBadSamples(range(3), max_share=2.0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize('task', ['det', 'seg'])
+@pytest.mark.parametrize('task', [pytest.param('det', marks=pytest.mark.long), 'seg'])
 def test_detection_and_segmentation_train_past_a_truncated_image_and_a_missing_mask_but_refuse_to_evaluate(
     task: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

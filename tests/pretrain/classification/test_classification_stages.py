@@ -68,6 +68,7 @@ def test_mixed_precision_trains_close_to_float32(trained: tuple[Path, Path], tmp
     assert weights[0].dtype == weights[1].dtype == torch.float32 and not torch.equal(*weights)
 
 
+@pytest.mark.long
 def test_two_processes_measure_what_one_does(class_folders: Path, tmp_path: Path) -> None:
     leaf = small_leaf(tmp_path / 'leaf.py', 'linear_base', class_folders)
     assert NUM_VAL % 2

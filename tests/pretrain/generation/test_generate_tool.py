@@ -107,6 +107,7 @@ def test_another_seed_gives_other_images_and_their_number_does_not_matter(files,
         assert (tmp_path / 'other' / name).read_bytes() != (unbroken / name).read_bytes()
 
 
+@pytest.mark.long
 def test_two_processes_write_the_same_files(files, unbroken, tmp_path):
     command = [
         str(TOOLS / 'dist_generate.sh'),
