@@ -85,12 +85,13 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tens
     Returns:
         (B, N, h, D) in the precision of q.
     """
-    return _attend(q, k, v, rows.to(q.dtype), cols.to(q.dtype))[0]
+    return _attend(q, k, v, rows.to(q.dtype).contiguous(), cols.to(q.dtype).contiguous())[0]
 
 
 @torch.library.custom_op('addp::relative_attention', mutates_args=())
 def _attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N, h, D) and, for the backward pass, the base-2 logarithm of the softmax's denominator (B, h, N)."""
+    q, k, v = _join_channels(q, k, v)
     out, log_sums = _make_outputs(q)
     terms = _make_terms(q, rows, cols)
     _launch(_forward_kernel, 'forward', (q, k, v), (*terms, out, log_sums))
@@ -103,6 +104,7 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, rows and cols."""
     H, W = rows.shape[0], cols.shape[0]
+    q, k, v = _join_channels(q, k, v)
     row_terms, col_terms = _make_terms(q, rows, cols)  # again: they would be as large as q, each
     grad = grad.contiguous()
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
@@ -120,6 +122,11 @@ def _attend_backward(
         _launch_terms(_term_query_gradients_kernel, (terms, table, grad_q), grad_q, table, axis)
         grad_tables.append(_table_gradients(terms, q, table, axis))
     return grad_q, grad_k, grad_v, grad_tables[0], grad_tables[1]
+
+
+def _join_channels(*tensors: Tensor) -> list[Tensor]:
+    """Copies those whose channels of a head are not neighbours, as all kernels take them to be."""
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
 def _make_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,10 +184,10 @@ def _launch(kernel: Any, part: str, qkv: tuple[Tensor, ...], tensors: tuple[Tens
     Args:
         kernel: The kernel.
         part: Its part of the work, as in :func:`choose_tiles`.
-        qkv: Queries, keys and values (B, N, h, D), with any strides but between the channels of a head.
+        qkv: Queries, keys and values (B, N, h, D), with any strides, but 1 between the channels of a head.
         tensors: Its other tensors, contiguous; the first two are row_terms (B, h, H, N) and col_terms (B, h, N, W).
     """
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in qkv)
+    q, k, v = qkv
     B, N, heads, D = q.shape
     H, W = tensors[0].shape[2], tensors[1].shape[3]
     tiles = choose_tiles((H, W), D, q.itemsize, part)
@@ -210,7 +217,7 @@ def _launch_terms(
     Args:
         kernel: The kernel.
         tensors: Its tensors.
-        queries: Queries or their gradients (B, N, h, D), with any strides but between the channels of a head.
+        queries: Queries or their gradients (B, N, h, D), with any strides, but 1 between the channels of a head.
         table: (lines, keys, D), as many lines as keys.
         axis: 'rows' or 'columns'.
         shares: For the gradients of tables: number of images and heads, and how many of them a program adds up.

@@ -3,7 +3,8 @@
     TRITON_INTERPRET=1 python tests/helpers/triton_interpreter.py 30     # so many random shapes
 
 Prints JSON: for each shape and precision the relative error of the output and of every gradient, and the arithmetic of
-the kernels' matrix products; and how far ``attend`` is from its kernel for CPUs, in padded windows, eager and compiled.
+the kernels' matrix products; how far ``attend`` is from its kernel for CPUs, in padded windows, eager and compiled; and
+the difference that strides make.
 The variable must be set before Triton is imported, hence a process of its own.
 """
 
@@ -85,6 +86,19 @@ def compare(num_images, heads, grid, head_width, dtype):
     }
 
 
+def compare_strides():
+    """Largest relative error where q, k and v have the channels of a head far apart."""
+    grid, width = (3, 4), 16
+    leaves = [torch.randn(1, 12, width, 2).transpose(2, 3) for _ in 'qkv']
+    leaves += [torch.randn(size, size, width) for size in grid]
+    results = []
+    for arrange in (torch.clone, lambda x: x.contiguous()):
+        moved = [arrange(x).requires_grad_() for x in leaves]
+        out = relative_attention(*moved)
+        results.append([out, *torch.autograd.grad(out.square().sum(), moved)])
+    return max(float((a - b).detach().norm() / b.detach().norm()) for a, b in zip(*results, strict=True))
+
+
 def compare_windows():
     """Largest relative errors of ``attend`` on the Triton kernel, eager and compiled, in padded windows."""
     grid, window_size = (3, 4), 2
@@ -127,7 +141,7 @@ def main(num_shapes: int) -> None:
             errors = compare(*shape, dtype)
             row = dict(shape=shape, dtype=str(dtype)[6:], errors=errors, flops=flops, seconds=time.time() - start)
             rows.append(row)
-    sys.stdout.write(json.dumps(dict(rows=rows, windows=compare_windows())))
+    sys.stdout.write(json.dumps(dict(rows=rows, windows=compare_windows(), strides=compare_strides())))
 
 
 if __name__ == '__main__':

@@ -84,6 +84,10 @@ def test_the_kernel_is_part_of_one_compiled_graph(interpreted):
     assert interpreted['windows']['compiled'] < TOLERANCES['float32']
 
 
+def test_strides_of_queries_keys_and_values_change_nothing(interpreted):
+    assert interpreted['strides'] < TOLERANCES['float32']
+
+
 def test_the_kernels_loops_have_the_arithmetic_of_the_formula(interpreted):
     for row in interpreted['rows']:
         num_images, heads, grid, head_width = row['shape']
