@@ -17,8 +17,7 @@ def scale_schedulers(
 
     A warm-up (a first scheduler that starts at 0 and has an end, with others behind it) keeps its length as long as it
     is at most :data:`MAX_WARMUP_SHARE` of the run; what begins where it ends moves with it. Milestones, ends and
-    periods keep their shares of the run. A warm-up that would take less than one iteration, or
-    epoch, is left out.
+    periods keep their shares of the run. A warm-up that would take less than one iteration, or epoch, is left out.
 
     Args:
         schedulers: mmengine's ``param_scheduler``; those that count in the other unit stay as they are.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.probes.scores import mean_iou
+from experiments.probes.seeds import deviation_of
 
 RESAMPLES, LEVEL = 2000, 0.95
 _CHUNK = 250  # resamples at a time
@@ -37,6 +38,16 @@ class Difference:
     def is_told_apart(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
+
+    def record(self) -> dict[str, float]:
+        """The difference as ``results.json`` has it."""
+        return dict(
+            difference=round(self.value, 4),
+            low=round(self.low, 4),
+            high=round(self.high, 4),
+            sd_over_seeds=round(self.deviation, 4),
+            num_seeds=self.num_seeds,
+        )
 
 
 class Resampled(Protocol):
@@ -130,8 +141,7 @@ def difference_of(by_seed: Sequence[float], draws: NDArray[np.float64], level: f
         level: Of the interval.
     """
     low, high = interval_of(draws, level)
-    deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else 0.0
-    return Difference(float(np.mean(by_seed)), low, high, deviation, len(by_seed))
+    return Difference(float(np.mean(by_seed)), low, high, deviation_of(by_seed), len(by_seed))
 
 
 def interval_of(draws: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:

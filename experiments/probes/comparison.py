@@ -60,11 +60,7 @@ class Compared:
             second_block=self.second.first.block,
             protocol=self.first.first.protocol,
             fraction=self.first.first.fraction,
-            difference=round(self.difference.value, 4),
-            low=round(self.difference.low, 4),
-            high=round(self.difference.high, 4),
-            sd_over_seeds=round(self.difference.deviation, 4),
-            num_seeds=self.difference.num_seeds,
+            **self.difference.record(),
             higher=self.verdict,
         )
 

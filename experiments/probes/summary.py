@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from experiments.probes.results import Row
+from experiments.probes.seeds import OverSeeds
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(OverSeeds):
     """All seeds of one backbone, protocol, block and label fraction.
 
     Attributes:
@@ -26,18 +25,9 @@ class Summary:
         return self.rows[0]
 
     @property
-    def mean(self) -> float:
-        """Mean mIoU in per cent."""
-        return float(np.mean([row.miou for row in self.rows]))
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation of the mIoU; 0 for one seed."""
-        return float(np.std([row.miou for row in self.rows], ddof=1)) if len(self.rows) > 1 else 0.0
-
-    def __str__(self) -> str:
-        """'54.6 ± 0.4', or '54.6' of one seed."""
-        return f'{self.mean:.1f}' + (f' ± {self.deviation:.1f}' if len(self.rows) > 1 else '')
+    def scores(self) -> list[float]:
+        """The mIoU of each seed, in per cent."""
+        return [row.miou for row in self.rows]
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:

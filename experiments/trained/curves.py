@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.probes.chart import Point, line_chart
+from experiments.probes.seeds import deviation_of
 from experiments.trained.protocols import TrainedJob
 
 # Measure of a row -> its name in the log of a training, and what makes it per cent.
@@ -63,6 +64,5 @@ def _mean_points(curves: Sequence[dict[int, float]]) -> list[Point]:
     points = []
     for step in sorted({step for curve in curves for step in curve}):
         values = [curve[step] for curve in curves if step in curve]
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        points.append(Point(float(step), float(np.mean(values)), deviation))
+        points.append(Point(float(step), float(np.mean(values)), deviation_of(values)))
     return points

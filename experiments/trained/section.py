@@ -72,7 +72,7 @@ def trained_lines(trained: Trained) -> list[str]:
     for one in trained.summaries:
         low, high = one.interval
         lines.append(
-            f'{one.first.backbone}: {one.first.name}: {one.first.measure} {_score(one)} (95 %: {low:.1f} to {high:.1f})'
+            f'{one.first.backbone}: {one.first.name}: {one.first.measure} {one} (95 %: {low:.1f} to {high:.1f})'
         )
     for pair in trained.differences:
         found = pair.record()
@@ -118,7 +118,3 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = ''.join(f'<th>{name}</th>' for name in heads)
     body = ''.join('<tr>' + ''.join(map(name_cell, cells)) + '</tr>' for cells in rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _score(one: TrainedSummary) -> str:
-    return f'{one.mean:.1f}' + (f' ± {one.deviation:.1f}' if len(one.rows) > 1 else '')

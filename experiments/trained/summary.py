@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from experiments.probes.bootstrap import Difference, difference_of, interval_of
+from experiments.probes.seeds import OverSeeds
 from experiments.trained.curves import curve_charts
 from experiments.trained.protocols import MadeRun, TrainedJob
 from experiments.trained.rows import TrainedRow, protocol_differences, read_rows
 
 
 @dataclass(frozen=True)
-class TrainedSummary:
+class TrainedSummary(OverSeeds):
     """All finished seeds of one protocol, backbone and measure.
 
     Attributes:
@@ -32,14 +33,9 @@ class TrainedSummary:
         return self.rows[0]
 
     @property
-    def mean(self) -> float:
-        """In per cent."""
-        return float(np.mean([row.score for row in self.rows]))
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation; 0 for one seed."""
-        return float(np.std([row.score for row in self.rows], ddof=1)) if len(self.rows) > 1 else 0.0
+    def scores(self) -> list[float]:
+        """AP or mIoU of each seed, in per cent."""
+        return [row.score for row in self.rows]
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -84,11 +80,7 @@ class TrainedDifference:
             measure=self.first.measure,
             first=self.first.backbone,
             second=self.second.backbone,
-            difference=round(found.value, 4),
-            low=round(found.low, 4),
-            high=round(found.high, 4),
-            sd_over_seeds=round(found.deviation, 4),
-            num_seeds=found.num_seeds,
+            **found.record(),
             higher=higher.backbone if found.is_told_apart else None,
         )
 
