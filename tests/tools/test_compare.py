@@ -2,20 +2,14 @@
 
 import json
 import multiprocessing
-import os
-import signal
 import time
 
 import numpy as np
 import pytest
-from running import load_tool
+from dying_runs import TOOL, run_and_die
 
 from addp_backbone.files.image_results import write_image_results
 from experiments.probes.bench import Bench
-from experiments.probes.features import Extraction
-from experiments.probes.results import RowStore
-
-TOOL = load_tool('compare')
 
 
 @pytest.fixture
@@ -49,34 +43,12 @@ def table(folder):
     return results
 
 
-def run_and_die(command, owner, method, after):
-    """Runs the command in a fork that kills itself when a method is called once more than ``after`` times."""
-    calls = 0
-
-    def die(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments)
-
-    def work():
-        setattr(owner, method, die)
-        TOOL.main(command)
-
-    original = getattr(owner, method)
-    process = multiprocessing.get_context('fork').Process(target=work)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
 def test_a_run_that_is_killed_three_times_ends_with_the_same_table(plan, tmp_path):
     assert TOOL.main(words(plan, tmp_path / 'whole')) == 0
     command = words(plan, tmp_path / 'killed')
-    run_and_die(command, Extraction, '_write', 1)  # features of the training images are there, no more
-    run_and_die(command, RowStore, 'write', 2)
-    run_and_die(command, RowStore, 'write', 3)
+    run_and_die(command, 'Extraction', '_write', 1)  # features of the training images are there, no more
+    run_and_die(command, 'RowStore', 'write', 2)
+    run_and_die(command, 'RowStore', 'write', 3)
     assert len(list((tmp_path / 'killed/out/rows').glob('*.npz'))) == 5
     assert TOOL.main(command) == 0
     assert table(tmp_path / 'killed') == table(tmp_path / 'whole')
