@@ -34,7 +34,10 @@ long: $(INSTALLED)
 
 setup: $(INSTALLED)
 
+# A warning, not a refusal: torch without CUDA's libraries, or a rerun, needs less.
 $(INSTALLED): requirements.txt pyproject.toml setup.py addp_backbone/mmcv_standin/finder.py
+	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 * 1024 / 1e9)}'); if [ "$$free" -lt 8 ]; then \
+	    echo "make setup: $$free GB are free on this disk; a new $(VENV) takes 7.5 GB with torch's CUDA libraries" >&2; fi
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet $$(grep -E '^(pip|setuptools)==' requirements.txt)
 	$(PYTHON) -m pip install --quiet -r requirements.txt
