@@ -40,8 +40,9 @@ DECODING_ERRORS = (  # what Pillow raises for files that are truncated, damaged,
     Image.DecompressionBombError,
 )
 
-# What OpenCV decodes to the same values as Pillow, and quicker: these formats with three colours or grey of 8 bits.
-_PLAIN_FORMATS, _PLAIN_MODES = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP', 'PPM'), ('RGB', 'L')
+# What OpenCV decodes to the same values as Pillow, and quicker: these formats with three colours or grey of 8 bits. Of
+# BMP and PPM it passes over what the header says of the values (masks of the channels, the largest value).
+_PLAIN_FORMATS, _PLAIN_MODES = ('JPEG', 'MPO', 'PNG', 'WEBP'), ('RGB', 'L')
 _SIXTEEN_BITS = ('I;16', 'I;16B', 'I;16L', 'I;16N')
 
 # Mean and standard deviation of ImageNet's R, G, B values, for pixels in [0, 1] and in [0, 255].

@@ -140,7 +140,7 @@ class Predictor:
         Raises:
             UnreadableImageError: If a file is missing, truncated or no image, or an image is beyond the limits of
                 :mod:`addp_backbone.files.image_limits`.
-            TypeError: If an array is not (H, W, 3) uint8.
+            TypeError: If it is none of them, or an array is not (H, W, 3) uint8.
             ValueError: If it is a URL and ``allow_urls`` is not set.
         """
         if isinstance(image, list | tuple):

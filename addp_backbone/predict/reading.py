@@ -39,14 +39,21 @@ def read_source(image: ImageSource, allow_urls: bool = False) -> NDArray[np.uint
 
     Raises:
         UnreadableImageError: If it cannot be read, or is beyond the limits on sizes.
-        TypeError: If an array is not (H, W, 3) uint8.
+        TypeError: If it is none of them, or an array is not (H, W, 3) uint8.
         ValueError: If it is a URL and URLs are not allowed.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise TypeError(f'got an array {image.shape} of {image.dtype}, wanted (H, W, 3) of uint8: RGB, 0 to 255')
-        return np.ascontiguousarray(image[..., ::-1])
+    elif not isinstance(image, str | Path | Image.Image):
+        raise TypeError(
+            f'got an image of type {type(image).__name__}, wanted a path, a URL, an image of Pillow, or an array '
+            '(H, W, 3) of uint8: RGB, 0 to 255'
+        )
     try:
+        if isinstance(image, np.ndarray):
+            check_image_size(image.shape[1], image.shape[0])
+            return np.ascontiguousarray(image[..., ::-1])
         if isinstance(image, Image.Image):
             check_image_size(*image.size)
             return np.ascontiguousarray(np.asarray(as_shown(image))[..., ::-1])
@@ -59,7 +66,7 @@ def read_source(image: ImageSource, allow_urls: bool = False) -> NDArray[np.uint
     except (UnreadableImageError, URLsNotAllowedError):
         raise
     except DECODING_ERRORS as error:
-        name = 'the image' if isinstance(image, Image.Image) else f'{image}:'
+        name = f'{image}:' if isinstance(image, str | Path) else 'the image'
         raise UnreadableImageError(f'{name} {reading_error(error)}') from error
 
 

@@ -15,7 +15,7 @@ import time
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from urllib.request import (
     HTTPDefaultErrorHandler,
     HTTPErrorProcessor,
@@ -33,6 +33,7 @@ MAX_REDIRECTS = 5
 _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
 _CHUNK_BYTES = 1 << 16
 _PORTS = {'http': 80, 'https': 443}
+_ASCII = ''.join(map(chr, range(0x21, 0x7F)))
 
 
 class DownloadError(OSError):
@@ -103,8 +104,9 @@ def fetch(url: str, wait_s: float = WAIT_S, total_s: float = TOTAL_S) -> bytes:
     """
     limit, deadline = max_bytes(), time.monotonic() + total_s
     check_url(url)
+    request = Request(_in_ascii(url), headers={'User-Agent': 'addp-transfer'})
     try:
-        with _opener().open(Request(url, headers={'User-Agent': 'addp-transfer'}), timeout=wait_s) as response:
+        with _opener().open(request, timeout=wait_s) as response:
             return _read(response, limit, deadline, total_s)
     except DownloadError:
         raise
@@ -117,6 +119,12 @@ def fetch(url: str, wait_s: float = WAIT_S, total_s: float = TOTAL_S) -> bytes:
         raise DownloadError(f'could not be fetched: {reason}') from error
     except (HTTPException, OSError, ValueError) as error:
         raise DownloadError(f'could not be fetched: {type(error).__name__}: {error}') from error
+
+
+def _in_ascii(url: str) -> str:
+    """A URL as it is sent: what a browser shows as letters beyond ASCII is UTF-8 in percent signs."""
+    parts = urlsplit(url)
+    return parts._replace(path=quote(parts.path, safe=_ASCII), query=quote(parts.query, safe=_ASCII)).geturl()
 
 
 def _read(response: Any, limit: int, deadline: float, total_s: float) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,31 @@ def test_a_colour_png_of_16_bits_is_scaled(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / 'a.png'), SHOWN[..., ::-1].astype(np.uint16) * 257)
     assert np.array_equal(read_pixels(tmp_path / 'a.png')[..., ::-1], SHOWN)
     assert np.array_equal(np.asarray(read_image(tmp_path / 'a.png')), SHOWN)
+
+
+def bitmap(bits: int, masks: tuple[int, int, int], values: np.ndarray) -> bytes:
+    """A BMP whose header says which bits of a value are red, green and blue."""
+    size = (values.shape[1], -values.shape[0])  # rows from the top
+    header = struct.pack('<IiiHHIIiiII3I', 40, *size, 1, bits, 3, values.nbytes, 0, 0, 0, 0, *masks)
+    return struct.pack('<2sIHHI', b'BM', 66 + values.nbytes, 0, 0, 66) + header + values.tobytes()
+
+
+def test_values_are_scaled_as_the_header_of_a_file_says(tmp_path: Path) -> None:
+    levels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    rgb = np.stack([levels, levels[::-1], levels.T], axis=-1)
+    red, green, blue = np.moveaxis(rgb.astype(np.uint32), 2, 0)
+    files = {
+        'a.ppm': b'P6 4 4 15 ' + rgb.tobytes(),
+        'a.pgm': b'P5 4 4 15 ' + levels.tobytes(),
+        '565.bmp': bitmap(16, (0xF800, 0x7E0, 0x1F), (red << 12 | green << 7 | blue << 1).astype(np.uint16)),
+        '32.bmp': bitmap(32, (0xFF000000, 0xFF0000, 0xFF00), red << 28 | green << 20 | blue << 12),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        shown = rgb if name != 'a.pgm' else levels[..., None].repeat(3, axis=2)
+        pixels = read_pixels(tmp_path / name)[..., ::-1]
+        assert np.array_equal(pixels, np.asarray(read_image(tmp_path / name))), name
+        assert np.abs(pixels - 17.0 * shown).max() <= 16, name  # 4 bits within the 5, 6 and 8 of a BMP
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.int32])

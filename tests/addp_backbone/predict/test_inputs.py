@@ -187,6 +187,23 @@ def test_a_video_that_ends_early_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert f'ended after {len(frames)} of the' in said[0]
 
 
+def test_what_is_no_image_in_memory_is_refused_with_what_was_wanted() -> None:
+    for wrong in (None, b'bytes', 3, np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), iter([photograph()])):
+        with pytest.raises(TypeError, match=r'^got an .*wanted .*\(H, W, 3\) of uint8'):
+            read_source(wrong)  # type: ignore[arg-type]
+    strip = np.zeros((1, 5000, 3), np.uint8)
+    for image in (strip, Image.fromarray(strip)):
+        with pytest.raises(UnreadableImageError, match='one side is 5000 times the other'):
+            read_source(image)
+
+
+def test_a_url_may_have_the_letters_that_a_browser_shows(tmp_path: Path) -> None:
+    Image.fromarray(photograph()).save(tmp_path / 'a.png')
+    with serve({'/Stra%C3%9Fe%20a.png?%C3%A4=1': content((tmp_path / 'a.png').read_bytes())}) as address:
+        found = read_source(f'{address}/Straße%20a.png?ä=1', allow_urls=True)
+    assert np.array_equal(found[..., ::-1], photograph())
+
+
 def test_urls_and_streams_are_opened_only_where_that_is_allowed() -> None:
     for source in ('https://example.org/a.jpg', 'rtsp://me:secret@example.org/live', 'file:///etc/passwd'):
         with pytest.raises(ValueError, match='--allow-urls') as caught:
