@@ -16,11 +16,11 @@ from experiments.probes.summary import Summary, best_blocks, summarise
 from experiments.probes.tables import class_table, cost_section, difference_section, score_table
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc } h3 { font-size: 1em }
 table { border-collapse: collapse; font-size: .9em } td, th { padding: .2em .7em; border-bottom: 1px solid #ddd }
-td, th { text-align: right } td:first-child, th:first-child { text-align: left }
-td, th { white-space: nowrap } .name { white-space: normal; overflow-wrap: anywhere; min-width: 9em }
+td, th { text-align: right; white-space: nowrap } td:first-child, th:first-child { text-align: left }
+.name { text-align: left; white-space: normal; overflow-wrap: break-word } th.name { vertical-align: bottom }
 .wide { overflow-x: auto }
 figure { display: inline-block; margin: 0 .5em .5em 0 } figcaption { font-size: .85em; color: #555 }
 img { width: 300px; display: block } img.patches { image-rendering: pixelated } svg { max-width: 100%; height: auto }
@@ -54,15 +54,16 @@ def make_page(
         galleries: Pictures of the backbones.
         compared: Backbones compared with each other.
         costs: What the features of the backbones cost.
-        trainings: A part about trainings, as HTML.
+        trainings: A part about trainings, as HTML; '' for none.
 
     Returns:
         HTML that loads nothing.
     """
     summaries = summarise(rows)
     seeds = sorted({row.seed for row in rows})
+    title = 'Probes of frozen features and trainings' if trainings else 'Probes of frozen features'
     parts = [
-        '<h1>Probes of frozen features</h1>',
+        f'<h1>{title}</h1>',
         f'<p>{_data_sentence(about)} Scores are mIoU in per cent over the pixels that are not void, of the whole '
         f'validation set; means and standard deviations over the label draws of seed {", ".join(map(str, seeds))}.</p>',
         '<h2>Best block of each backbone</h2>',
@@ -81,7 +82,7 @@ def make_page(
         _protocol(about),
     ]
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Probes of frozen features</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<style>{STYLE}</style></head><body>\n' + '\n'.join(part for part in parts if part) + '\n</body></html>\n'
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -15,9 +16,7 @@ from experiments.probes.summary import Summary
 
 def score_table(summaries: Iterable[Summary]) -> str:
     """A line for each summary; single seeds appear where the pointer rests on a score."""
-    head = (
-        '<tr><th>backbone</th><th>protocol</th><th>block</th><th>labels</th><th>mIoU</th><th>seeds</th><th></th></tr>'
-    )
+    head = header_row(('backbone', 'protocol', 'block', 'labels', 'mIoU', 'seeds', ''), names=('backbone', ''))
     body = []
     for summary in summaries:
         row = summary.first
@@ -36,9 +35,9 @@ def difference_section(compared: Sequence[Compared]) -> str:
     """Differences of pairs with their intervals; '' for none."""
     if not compared:
         return ''
-    head = ''.join(
-        f'<th>{name}</th>'
-        for name in ('first', 'second', 'protocol', 'labels', 'first - second', '95 %', 'sd, seeds', 'higher')
+    head = header_row(
+        ('first', 'second', 'protocol', 'labels', 'first - second', '95 %', 'sd, seeds', 'higher'),
+        names=('first', 'second', 'higher'),
     )
     body = []
     for one in compared:
@@ -59,7 +58,7 @@ def difference_section(compared: Sequence[Compared]) -> str:
     return (
         '<h2>Differences</h2><p>Points of mIoU, mean over seeds. The interval is that of a paired bootstrap over the '
         'validation images, the same draws for both; the spread over label draws stands beside it. Where it holds 0 '
-        f'the two are {NOT_TOLD_APART}.</p><div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
+        f'the two are {NOT_TOLD_APART}.</p><div class="wide"><table>{head}{"".join(body)}</table></div>'
     )
 
 
@@ -84,9 +83,9 @@ def cost_section(costs: Sequence[FeatureCost]) -> str:
         'counted by torch (a multiplication and an addition are two). Time: one image, read, resized and passed '
         'through in batches of 8, the quicker of two passes, whatever else ran on the machine. Memory: what the '
         'weights and the pass of one batch add to the process at most. '
-        f'Measured on: {html.escape(measured)}.</p><div class="wide"><table><tr>'
-        + ''.join(f'<th>{head}</th>' for head in heads)
-        + f'</tr>{"".join(body)}</table></div>'
+        f'Measured on: {html.escape(measured)}.</p><div class="wide"><table>'
+        + header_row(heads, names=('backbone',))
+        + f'{"".join(body)}</table></div>'
     )
 
 
@@ -97,7 +96,7 @@ def class_table(best: Sequence[Summary], about: Mapping[str, object]) -> str:
     largest = max((one.first.fraction for one in best), default=1.0)
     shown = [one for one in best if one.first.fraction == largest]
     heads = ''.join(
-        f'<th class="name">{html.escape(one.first.backbone)}<br>{one.first.protocol}, block {one.first.block}</th>'
+        f'<th class="name">{_breakable(one.first.backbone)}<br>{one.first.protocol}, block {one.first.block}</th>'
         for one in shown
     )
     scores = [np.mean([class_iou(row.areas.sum(axis=0)) for row in one.rows], axis=0) for one in shown]
@@ -110,6 +109,15 @@ def class_table(best: Sequence[Summary], about: Mapping[str, object]) -> str:
     return f'<div class="wide"><table><tr><th>class</th>{heads}</tr>{body}</table></div>'
 
 
+def header_row(heads: Sequence[str], names: Sequence[str]) -> str:
+    """The first line of a table; columns in ``names`` hold text (:func:`name_cell`), the others numbers."""
+    return '<tr>' + ''.join(f'<th{" class=name" * (head in names)}>{head}</th>' for head in heads) + '</tr>'
+
+
 def name_cell(text: str) -> str:
-    """A cell with a long name, escaped."""
-    return f'<td class="name">{html.escape(text)}</td>'
+    """A cell with text that may be long, escaped; names of backbones break after their parts."""
+    return f'<td class="name">{_breakable(text)}</td>'
+
+
+def _breakable(text: str) -> str:
+    return re.sub(r'(?<=[/=_.])(?=\w)', '<wbr>', html.escape(text))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from addp_backbone.files.atomic import replace_file
 from experiments.probes.comparison import NOT_TOLD_APART
-from experiments.probes.tables import name_cell
+from experiments.probes.tables import header_row, name_cell
 from experiments.trained.summary import Trained, TrainedDifference, TrainedSummary
 
 TRAINED_CSV = 'trained.csv'
 _MAX_DIFFERENCES = 12  # of configs, shown for a protocol
+_TEXTS = ('protocol', 'backbone', 'first', 'second', 'higher')  # columns; all others hold numbers
 
 
 def trained_section(trained: Trained) -> str:
@@ -115,6 +116,11 @@ def _difference_cells(one: TrainedDifference) -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = ''.join(f'<th>{name}</th>' for name in heads)
-    body = ''.join('<tr>' + ''.join(map(name_cell, cells)) + '</tr>' for cells in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    body = []
+    for cells in rows:
+        shown = (
+            name_cell(cell) if head in _TEXTS else f'<td>{html.escape(cell)}</td>'
+            for head, cell in zip(heads, cells, strict=True)
+        )
+        body.append(f'<tr>{"".join(shown)}</tr>')
+    return f'<div class="wide"><table>{header_row(heads, _TEXTS)}{"".join(body)}</table></div>'

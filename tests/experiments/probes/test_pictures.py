@@ -53,6 +53,11 @@ def test_few_blocks_are_shown_the_last_among_them():
     assert shown_blocks((7,)) == [7]
 
 
+def test_long_names_break_after_their_parts_alone():
+    page = make_page(rows('timm/vit_a=b.pth'), {**ABOUT, 'settings': {}}, [], [])
+    assert '<td class="name">timm/<wbr>vit_<wbr>a=<wbr>b.<wbr>pth</td>' in page
+
+
 def test_the_page_loads_nothing_and_escapes_names():
     about = {**ABOUT, 'settings': {name: ProbeSettings().of_protocol(name) for name in ('logistic', 'knn', 'linear')}}
     page = make_page(rows(), about, [], [])
