@@ -15,6 +15,7 @@ The plan is YAML or JSON with the options of tools/probe.py as keys, and which b
     seeds: [0, 1, 2]
     block: best                  # or last, or a number
     reference: random/vit_small_patch16_224    # optional: compare the others with this one alone
+    detection: my_cars.py        # optional: the detector of this config on each frozen backbone (detection_iters: 600)
     trainings:                   # optional; docs/probes.md
       - {name: UperNet frozen, config: my_streets.py, options: [train_cfg.max_iters=400], seeds: [0, 1]}
       - {name: UperNet fine-tuned, runs: [{backbone: backbone.pth, seed: 0, folder: work_dirs/gpu_run/test}]}
@@ -41,11 +42,12 @@ from experiments.probes.page import make_page
 from experiments.probes.plan import prepare, read_plan
 from experiments.probes.results import REPORT_FILE
 from experiments.probes.summary import mean_lines
-from experiments.trained.protocols import read_protocols
+from experiments.trained.frozen_detection import frozen_detection
+from experiments.trained.protocols import read_protocols, refuse_doubles
 from experiments.trained.rows import read_rows
 from experiments.trained.running import run_trainings, training_lines
 from experiments.trained.section import trained_lines, trained_section, write_trained
-from experiments.trained.stages import plan_trainings
+from experiments.trained.stages import plan_probed_trainings
 from experiments.trained.summary import Trained
 
 
@@ -61,16 +63,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Runs what the plan lacks, compares, writes the table and the page; returns the exit code."""
-    plan, extra = read_plan(args.plan, args.device, extra=('block', 'reference', 'trainings'))
+    plan, extra = read_plan(
+        args.plan, args.device, extra=('block', 'reference', 'trainings', 'detection', 'detection_iters')
+    )
     rule, reference = read_rule(extra.get('block', BEST)), extra.get('reference')
     if reference is not None and reference not in plan.backbones:
         raise ValueError(f'the reference {reference!r} is none of the backbones {", ".join(plan.backbones)}')
     trainings, made = read_protocols(extra.get('trainings', []), plan.backbones, plan.settings.seeds)
+    if 'detection_iters' in extra and 'detection' not in extra:
+        raise ValueError('detection_iters goes with the key detection, a config')
     read_rows([], made)  # refuses what cannot be read before any long work
     prober, pictures = prepare(plan, cache_settings(args), args.out, report, num_cores(), show_progress)
-    sources = {source.text: source for source in prober.sources}
-    digests = {text: prober.digest(source) for text, source in sources.items()} if trainings else {}
-    jobs = plan_trainings(trainings, sources, digests, args.out)
+    if 'detection' in extra:
+        config, iters, amp = str(extra['detection']), extra.get('detection_iters'), plan.settings.precision == 'bf16'
+        trainings += frozen_detection(config, prober.sources, plan.settings.seeds, args.out, iters, amp)
+        refuse_doubles(trainings, made)
+    jobs = plan_probed_trainings(trainings, prober, args.out)
     for line in [*prober.planned_lines(), *training_lines(jobs)]:
         report(line)
     if args.dry_run:

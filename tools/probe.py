@@ -7,7 +7,8 @@
 BACKBONE: a file from tools/convert_checkpoint.py; timm/NAME (timm's published weights); timm/NAME=FILE; random/NAME
 (NAME of timm, or tiny, base, large or huge for ADDPViT); random/FILE (of a converted file's size). Protocols: logistic
 (regression on patches, solved to its optimum), linear (DINOv2's BatchNorm and 1x1 convolution), knn (retrieval, nothing
-is trained); docs/probes.md has them in full. Written into --out: results.json (scores in per cent), report.html, rows/.
+is trained); docs/probes.md has them in full. --detection my_cars.py also trains the detector of that config on each
+frozen backbone. Written into --out: results.json (scores in per cent), report.html, rows/, trainings/ and trained.csv.
 A cut run goes on; features are kept in --cache and shared by all runs that need the same.
 """
 
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import ROOT, make_parser, run_command
+from command_line import FAILED, OK, ROOT, make_parser, print_error, run_command
 
 from addp_backbone.datasets.masks import SegmentationSplit
 from addp_backbone.files.atomic import replace_file
@@ -27,9 +28,15 @@ from experiments.probes.command import add_feature_arguments, cache_settings, re
 from experiments.probes.data import DEFAULT_SIZE, MAX_OWN_SIDE_PX
 from experiments.probes.page import make_page
 from experiments.probes.plan import ProbePlan, prepare, read_size
-from experiments.probes.results import REPORT_FILE, RESULTS_FILE
+from experiments.probes.results import REPORT_FILE, RESULTS_FILE, write_results
 from experiments.probes.settings import PROTOCOLS, ProbeSettings
 from experiments.probes.summary import best_blocks, mean_lines, summarise
+from experiments.trained.frozen_detection import frozen_detection
+from experiments.trained.protocols import Training
+from experiments.trained.running import run_trainings, training_lines
+from experiments.trained.section import trained_lines, trained_section, write_trained
+from experiments.trained.stages import plan_probed_trainings
+from experiments.trained.summary import Trained
 
 DEFAULTS = ProbeSettings()
 
@@ -58,8 +65,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the patch of the similarity maps, as shares of width and height (default: the middle)',
     )
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of the backbones')
+    add_detection_arguments(parser)
     add_feature_arguments(parser, ROOT / 'work_dirs/probe_features')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.detection is None and args.detection_iters is not None:
+        parser.error('--detection-iters goes with --detection CONFIG')
+    return args
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +114,19 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what frozen detection takes."""
+    parser.add_argument(
+        '--detection',
+        metavar='CONFIG',
+        help='also train the detector of this config on each frozen backbone, for every seed; tools/new_dataset.py det '
+        'writes one for your data, its --base chooses heads and image size',
+    )
+    parser.add_argument(
+        '--detection-iters', type=int, metavar='N', help='iterations of that training (default: those of the config)'
+    )
+
+
 def size_argument(text: str) -> tuple[int, int]:
     """Reads ``392x308`` as (width, height)."""
     try:
@@ -111,8 +135,8 @@ def size_argument(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def run(args: argparse.Namespace) -> None:
-    """Checks everything, probes, writes the results."""
+def run(args: argparse.Namespace) -> int:
+    """Checks everything, probes, writes the results; returns the exit code."""
     settings = ProbeSettings(
         tuple(args.protocols),
         tuple(args.blocks),
@@ -138,12 +162,34 @@ def run(args: argparse.Namespace) -> None:
         tuple(args.patch),
     )
     prober, pictures = prepare(plan, cache_settings(args), args.out, report, num_cores(), show_progress)
+    trainings: tuple[Training, ...] = ()
+    if args.detection is not None:
+        amp = settings.precision == 'bf16'
+        trainings = frozen_detection(
+            args.detection, prober.sources, settings.seeds, args.out, args.detection_iters, amp
+        )
+    jobs = plan_probed_trainings(trainings, prober, args.out)
+    for line in training_lines(jobs):
+        report(line)
     finished = prober.run(pictures)
-    page = make_page(finished.rows, finished.about, pictures.photographs(), finished.galleries)
+    failed = run_trainings(jobs, args.out, report)
+    trained = Trained.of(jobs, (), None)
+    write_results(args.out, finished.rows, finished.about, trained.record())
+    write_trained(args.out, trained.summaries)
+    page = make_page(
+        finished.rows,
+        finished.about,
+        pictures.photographs(),
+        finished.galleries,
+        trainings=trained_section(trained),
+    )
     replace_file(args.out / REPORT_FILE, page)
-    for line in mean_lines(best_blocks(summarise(finished.rows))):
+    for line in [*mean_lines(best_blocks(summarise(finished.rows))), *trained_lines(trained)]:
         report(line)
     report(f'written: {args.out / RESULTS_FILE}, {args.out / REPORT_FILE}')
+    for stage in failed:
+        print_error(f'{stage.name} failed; its log: {stage.log_file(args.out)}')
+    return FAILED if failed else OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

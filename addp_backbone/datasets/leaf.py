@@ -16,7 +16,7 @@ from addp_backbone.datasets.palette import class_palette
 from addp_backbone.datasets.protocols import Protocol, find_protocol
 from addp_backbone.datasets.schedule import LeafOptions, fit_to_images, schedule_text
 from addp_backbone.files.atomic import replace_file
-from addp_backbone.files.config_text import docstring_text, python_literal
+from addp_backbone.files.config_text import docstring_text, python_call, python_literal
 
 LINE_LENGTH = 120
 LOAD_ERRORS = (OSError, KeyError, TypeError, AttributeError, SyntaxError, ValueError, ImportError)  # of Config.fromfile
@@ -265,14 +265,7 @@ def _backbone_lines(protocol: Protocol | None) -> list[str]:
     """The assignment that chooses which part of the backbone is trained."""
     if protocol is None:
         return []
-    return [f'backbone={_as_call(protocol.backbone)}']
-
-
-def _as_call(value: Any) -> str:
-    """Python that makes a value; dicts, also nested ones, as ``dict(name=value)``."""
-    if not isinstance(value, dict):
-        return python_literal(value)
-    return f'dict({", ".join(f"{name}={_as_call(inner)}" for name, inner in value.items())})'
+    return [f'backbone={python_call(protocol.backbone)}']
 
 
 def _set_num_classes(head: Any, name: str, parent: str) -> str:

@@ -10,6 +10,7 @@ that are dumped and read again (work dirs, checkpoints) are :class:`LiteralConfi
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -37,6 +38,19 @@ def python_literal(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     raise TypeError(f'{value!r} is a {type(value).__name__}, wanted strings, numbers, bools, None or lists of them')
+
+
+def python_call(value: Any) -> str:
+    """As :func:`python_literal`; dicts, also nested ones, become ``dict(name=value)``.
+
+    Raises:
+        TypeError: If a value is of another type, or a key is no Python name.
+    """
+    if not isinstance(value, Mapping):
+        return python_literal(value)
+    if wrong := [key for key in value if not (isinstance(key, str) and key.isidentifier())]:
+        raise TypeError(f'{wrong[0]!r} is no name of an option')
+    return f'dict({", ".join(f"{name}={python_call(inner)}" for name, inner in value.items())})'
 
 
 def docstring_text(text: str) -> str:

@@ -127,7 +127,10 @@ class RowStore:
         replace_file(path, buffer.getvalue())
 
 
-def write_results(out: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """Writes ``results.json``: ``rows``, and under ``protocol`` how they were made."""
+def write_results(
+    out: Path, rows: Sequence[Row], about: Mapping[str, Any], trained: Mapping[str, Any] | None = None
+) -> None:
+    """Writes ``results.json``: ``rows``, under ``protocol`` how they were made, under ``trained`` trainings if any."""
     content = dict(rows=[row.record() for row in rows], protocol=dict(about))
+    content |= {} if trained is None else dict(trained=dict(trained))
     replace_file(out / RESULTS_FILE, json.dumps(content, indent=1, ensure_ascii=False) + '\n')

@@ -147,7 +147,7 @@ def read_protocols(
         )
         training.parsed_options()
         trainings.append(training)
-    _refuse_doubles(trainings, runs)
+    refuse_doubles(trainings, runs)
     return tuple(trainings), tuple(runs)
 
 
@@ -180,7 +180,8 @@ def _seed(value: object, where: str) -> int:
     return value
 
 
-def _refuse_doubles(trainings: Sequence[Training], runs: Sequence[MadeRun]) -> None:
+def refuse_doubles(trainings: Sequence[Training], runs: Sequence[MadeRun]) -> None:
+    """Raises ValueError if a name stands twice for one backbone and seed."""
     keys = [(one.name, backbone, seed) for one in trainings for backbone in one.backbones for seed in one.seeds]
     keys += [(run.name, run.backbone, run.seed) for run in runs]
     for key in keys:

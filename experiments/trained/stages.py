@@ -29,6 +29,7 @@ from experiments.trained.protocols import (
 
 if TYPE_CHECKING:
     from experiments.probes.backbones import Source
+    from experiments.probes.run import Prober
 
 _PASSES = 3  # of a training iteration in forward passes: one forward, two backward
 _HEADS = 2  # pyramid and heads take about as long as the backbone: a guess
@@ -69,6 +70,13 @@ def plan_trainings(
                 seconds = training_seconds(cfg, sources[name])
                 jobs.append(_job(training, str(config), name, seed, options, inputs, seconds, out))
     return jobs
+
+
+def plan_probed_trainings(trainings: Sequence[Training], prober: Prober, out: Path) -> list[TrainedJob]:
+    """As :func:`plan_trainings`, of the backbones of a probe; their weights are read only if there are trainings."""
+    sources = {source.text: source for source in prober.sources}
+    digests = {text: prober.digest(source) for text, source in sources.items()} if trainings else {}
+    return plan_trainings(trainings, sources, digests, out)
 
 
 def backbone_options(name: str, cfg: Config, source: Source) -> list[str]:
@@ -118,6 +126,8 @@ def backbone_options(name: str, cfg: Config, source: Source) -> list[str]:
 def training_seconds(cfg: Config, source: Source) -> float:
     """About how long a training takes on one CPU core, from the arithmetic: heads as much as the backbone.
 
+    A frozen backbone has no backward pass, and heads are taken to cost as much as its forward pass.
+
     Args:
         cfg: The config; its backbone tells the size of images.
         source: The backbone.
@@ -127,7 +137,8 @@ def training_seconds(cfg: Config, source: Source) -> float:
     patches = (max(side) if isinstance(side, (tuple, list)) else side) ** 2 // stride**2
     loop, batch = cfg.train_cfg, cfg.train_dataloader.batch_size
     iters = loop.get('max_iters') or loop.get('max_epochs', 1) * 1000 / batch  # epochs: of a thousand images, a guess
-    return _PASSES * _HEADS * feature_seconds(round(iters * batch), patches, source.width, source.depth)
+    passes = 1 if cfg.model.backbone.get('frozen') is True else _PASSES
+    return passes * _HEADS * feature_seconds(round(iters * batch), patches, source.width, source.depth)
 
 
 def _job(

@@ -87,3 +87,27 @@ def test_a_size_is_width_by_height():
     assert TOOL.size_argument('392x308') == (392, 308)
     with pytest.raises(Exception, match='wanted WIDTHxHEIGHT'):
         TOOL.size_argument('392')
+
+
+def test_iterations_of_a_detector_that_is_not_asked_for_are_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        TOOL.parse_args(['random/tiny', *words, '--detection-iters', '5'])
+    assert '--detection-iters goes with --detection CONFIG' in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_detector_is_trained_on_each_frozen_backbone(words, tmp_path, tiny_det_config):
+    """Real trainings and tests of one iteration each, in processes of their own."""
+    asked = ['random/test_vit', 'random/tiny', *words, '--void', 'zero', '--blocks', '2']
+    asked += ['--detection', str(tiny_det_config), '--detection-iters', '1']
+    assert TOOL.main(asked) == 0
+    results = json.loads((tmp_path / 'out/results.json').read_text(encoding='utf-8'))
+    means = results['trained']['means']
+    assert {(one['training'], one['backbone'], one['measure']) for one in means} == {
+        ('frozen detection', backbone, measure)
+        for backbone in ('random/test_vit', 'random/tiny')
+        for measure in ('AP box', 'AP mask')
+    }
+    assert len(results['rows']) == 2 and not results['trained']['unfinished']
+    assert '<h2>Trainings</h2>' in (tmp_path / 'out/report.html').read_text(encoding='utf-8')
+    assert (tmp_path / 'out/trained.csv').is_file()
