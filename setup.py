@@ -1,7 +1,8 @@
 """Installs what pyproject.toml cannot say.
 
 - Two files that put the stand-in for mmcv's compiled ops in force in every process. They have to lie in site-packages
-  itself, hence ``data_files``.
+  itself, which is the root of a wheel. An editable install takes nothing but packages from there, hence ``data_files``,
+  whose path has the version of this Python.
 - In a wheel, ``det_configs``, ``seg_configs`` and ``tools`` within ``addp_backbone/shipped``. They are no packages, and
   an editable install finds them in the checkout.
 """
@@ -26,13 +27,16 @@ class DistributionWithData(Distribution):
 
 
 class BuildWithFolders(build_py):
-    """Adds the folders of :data:`SHIPPED`."""
+    """Adds the folders of :data:`SHIPPED` and the files for site-packages."""
 
     def run(self):
-        """Builds the packages, then copies the folders."""
+        """Builds the packages, then copies folders and files."""
         super().run()
         if self.editable_mode:
             return
+        self.distribution.data_files = []
+        for file in (finder, pth):
+            shutil.copy(file, self.build_lib)
         for name in SHIPPED:
             target = Path(self.build_lib) / 'addp_backbone' / 'shipped' / name
             shutil.rmtree(target, ignore_errors=True)  # of an earlier build

@@ -15,8 +15,8 @@ CONFIG_FOLDERS = {'det': 'det_configs', 'seg': 'seg_configs', 'pretrain': 'pretr
 
 def shipped_folder(name: str) -> Path:
     """The folder of the repository with this name, e.g. 'tools', wherever it is installed."""
-    beside = ROOT / name
-    return beside if beside.is_dir() else ROOT / SHIPPED / name
+    shipped = ROOT / SHIPPED / name
+    return shipped if shipped.is_dir() else ROOT / name  # site-packages may have another project's folder 'tools'
 
 
 def find_config(name: str) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_the_package_is_the_wheels_and_has_configs_and_tools(commands: Path, tmp
     assert done.returncode == 0, done.stderr
     origin, number = done.stdout.split()[-2:]
     assert Path(origin).is_relative_to(commands.parent) and int(number) > 40
+
+
+def test_the_wheel_puts_the_stand_in_into_site_packages_of_any_python(commands: Path) -> None:
+    (wheel,) = commands.parents[1].glob('addp_transfer-*.whl')
+    assert wheel.name.endswith('-py3-none-any.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {'addp_mmcv_finder.py', 'addp_mmcv_finder.pth'} <= set(names)
+    assert not [name for name in names if '.data/' in name]  # where paths have the version of the Python that built it
 
 
 def test_a_photograph_is_predicted_outside_the_repository(commands: Path, tmp_path: Path, tiny_coco: Path) -> None:

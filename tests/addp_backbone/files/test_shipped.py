@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from small_configs import REPOSITORY
 
+from addp_backbone.files import shipped
 from addp_backbone.files.shipped import config_names, find_config
 from addp_backbone.runtime import commands
 from addp_backbone.runtime.config_checks import LaunchError
@@ -45,6 +46,17 @@ def test_a_config_loads_by_its_name() -> None:
     assert cfg.work_dir == 'work_dirs/addp_tiny_upernet'
     with pytest.raises(LaunchError, match=r'did you mean seg/addp_base_upernet\?'):
         load_config('seg/addp_bas_upernet')
+
+
+def test_an_installation_finds_its_own_tools_beside_another_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, 'ROOT', tmp_path)
+    own = tmp_path / 'addp_backbone/shipped/tools'
+    for folder in (own, tmp_path / 'tools', tmp_path / 'pretrain/configs'):
+        folder.mkdir(parents=True)
+    assert shipped.shipped_folder('tools') == own
+    assert shipped.shipped_folder('pretrain/configs') == tmp_path / 'pretrain/configs'
 
 
 def test_every_command_runs_a_tool(monkeypatch: pytest.MonkeyPatch) -> None:
