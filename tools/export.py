@@ -66,18 +66,25 @@ def run(args: argparse.Namespace) -> int:
     """Exports, and compares; returns 1 if a difference is too large."""
     plan = export_model(args.config, args.checkpoint, args.out, args.part, args.size, args.check, args.precision)
     print(f'{args.out}: inputs {", ".join(plan.inputs)}; outputs {", ".join(plan.outputs)}; {plan.sizes}')
+    if args.part == 'model' and None in (plan.metadata['longest'], plan.metadata['mean']):
+        print(
+            'note: the metadata lack resizing or normalisation: the test pipeline has no Resize with keep_ratio=True, '
+            'or the data preprocessor no mean. Programs that prepare photographs by the metadata cannot use the file',
+            file=sys.stderr,
+        )
     if args.precision != 'fp32':
         print_loss(args)
         return OK
-    too_large = 0
+    checked = too_large = 0
     for path, differences in check_model(args.config, args.checkpoint, args.out, args.check):
         print(f'{path}: {"; ".join(map(str, differences))}')
+        checked += 1
         too_large += any(difference.too_large for difference in differences)
     if args.evaluate:
         for name, value in evaluate_model(args.config, args.checkpoint, args.out).items():
             print(f'{name} {value:.4f}')
     if too_large:
-        print_error(f'the file differs from the model on {too_large} of {len(args.check)} images')
+        print_error(f'the file differs from the model on {too_large} of {checked} images')
     return FAILED if too_large else OK
 
 

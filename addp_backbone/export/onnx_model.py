@@ -77,14 +77,14 @@ class OnnxModel:
         wanted = list(names) or [output.name for output in self.session.get_outputs()]
         return dict(zip(wanted, self.session.run(wanted, inputs), strict=True))
 
-    def __call__(self, image: Image.Image) -> ArrayDetections | NDArray[np.uint8]:
+    def __call__(self, image: Image.Image) -> ArrayDetections | NDArray[Any]:
         """Predicts for one RGB image, at its own size.
 
         Args:
             image: As a viewer shows it.
 
         Returns:
-            Detections, or a class map (height, width) uint8.
+            Detections, or a class map (height, width), uint8 or, for over 256 classes, uint16.
 
         Raises:
             ValueError: If the file is no whole model.
@@ -140,7 +140,7 @@ def _weights(start: float, end: float, length: int, size: int) -> NDArray[Any]:
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(size, dtype=np.float32)))
 
 
-def class_map_of(logits: NDArray[np.float32], size: tuple[int, int], image_size: tuple[int, int]) -> NDArray[np.uint8]:
+def class_map_of(logits: NDArray[np.float32], size: tuple[int, int], image_size: tuple[int, int]) -> NDArray[Any]:
     """The class of every pixel of an image.
 
     Args:
@@ -149,7 +149,7 @@ def class_map_of(logits: NDArray[np.float32], size: tuple[int, int], image_size:
         image_size: The image's own width and height.
 
     Returns:
-        (height, width) uint8.
+        (height, width), uint8 or, for over 256 classes, uint16.
     """
     resized = [
         Image.fromarray(layer[: size[0], : size[1]]).transform(
@@ -160,4 +160,5 @@ def class_map_of(logits: NDArray[np.float32], size: tuple[int, int], image_size:
         )
         for layer in logits
     ]
-    return np.argmax(np.stack([np.asarray(layer) for layer in resized]), axis=0).astype(np.uint8)
+    classes = np.argmax(np.stack([np.asarray(layer) for layer in resized]), axis=0)
+    return classes.astype(np.uint8 if len(logits) <= 256 else np.uint16)
