@@ -10,6 +10,7 @@ is in docs/gpu.md. Exit code 0: nothing failed; 1: something did; 3: there is no
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         print('no GPU is used: this tests the command and the checks themselves')
     else:
         _require_gpu()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the check that runs ends with this
     budget_s = max(1.0, args.budget - OWN_SECONDS)
     rows = harness.run_checks(
         args.only or list(CHECKS), args.device, budget_s, args.out, sys.argv, Path(__file__).resolve()

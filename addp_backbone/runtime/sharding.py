@@ -43,13 +43,22 @@ def check_sharding(cfg: Config) -> None:
         cfg: Training config.
 
     Raises:
-        LaunchError: If the config trains norms or low-rank differences alone, averages weights (EMA), keeps shards in
-            separate files, or merges the parameters that layer-wise decay tells apart.
+        LaunchError: If there are no processes to share the model, or the config trains norms or low-rank differences
+            alone, averages weights (EMA), keeps shards in separate files, or merges the parameters that layer-wise
+            decay tells apart.
     """
     strategy = cfg.get('strategy') or {}
+    if strategy and cfg.get('runner_type') in (None, 'FlexibleRunner'):
+        cfg.runner_type = 'StageFlexibleRunner'  # the other runner would pass over the strategy
     if strategy.get('type') not in SHARDED_STRATEGIES:
         return
     strategy['type'] = 'StageFSDPStrategy'
+    if cfg.get('launcher') == 'none':
+        raise LaunchError(
+            'FSDP (strategy.type=FSDPStrategy) spreads the model over processes, and --launcher is none: start with '
+            'tools/dist_train.sh CONFIG PROCESSES (1 works, too), or train without sharding (another leaf than '
+            '*_fsdp.py)'
+        )
     backbone = (cfg.get('model') or {}).get('backbone') or {}
     partial = [name for name in ('norms_only', 'lora') if backbone.get(name)]
     if partial:
@@ -104,6 +113,8 @@ class StageFSDPStrategy(FSDPStrategy):
         return built
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
+        if not torch.cuda.is_available():  # mmengine would take the CUDA device of the local rank
+            self.model_wrapper = {'device_id': torch.device('cpu'), **(self.model_wrapper or {})}
         model = super()._wrap_model(model)
         if isinstance(model, FullyShardedDataParallel) and model.compute_device == torch.device('cpu'):
             # torch gathers every kind of optimizer state into one buffer, and moving a CPU tensor to the CPU copies

@@ -121,7 +121,6 @@ def make_config(work_dir: Path, sharded: bool) -> Config:
     )
     if sharded:
         fsdp = Config.fromfile(Path(__file__).parents[2] / 'det_configs' / '_base_' / 'fsdp.py')
-        fsdp.strategy.model_wrapper.device_id = torch.device('cpu')
         cfg.merge_from_dict(fsdp.to_dict())
     return cfg
 

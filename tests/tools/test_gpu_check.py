@@ -89,6 +89,31 @@ def test_a_check_over_its_limit_is_killed_with_what_it_started(tmp_path: Path, m
     assert not alive.exists()
 
 
+def test_an_interrupted_check_does_not_go_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen] = []
+    wait = subprocess.Popen.wait
+
+    def interrupted(process: subprocess.Popen, timeout: float | None = None) -> int:
+        if timeout is None:
+            return wait(process)
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, 'wait', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        harness.run_check(CHECK, 'cpu', 100, write_script(tmp_path, 'time.sleep(60)'))
+    assert started[0].returncode == -9
+
+
+def test_a_file_that_cannot_be_written_is_known_before_the_first_check(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    ran = tmp_path / 'ran'
+    script = write_script(tmp_path, f'open({str(ran)!r}, "w")')
+    with pytest.raises(OSError, match='file'):
+        harness.run_checks([9], 'cpu', 100, tmp_path / 'file' / 'out.json', ['tools/gpu_check.py'], script)
+    assert not ran.exists()
+
+
 def test_a_check_that_the_budget_cuts_is_no_failure(tmp_path: Path) -> None:
     row = harness.run_check(CHECK, 'cpu', 1, write_script(tmp_path, 'time.sleep(60)'))
     assert row['state'] == 'not run' and 'budget' in row['reason']

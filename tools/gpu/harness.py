@@ -59,12 +59,17 @@ def run_checks(
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         budget_s=budget_s,
     )
+    _write(out, header, rows)  # a file that cannot be written is known before anything is measured
     for number in [n for n in ORDER if n in numbers]:
         rows.append(run_check(CHECKS[number], device, end - time.monotonic(), script))
-        machine = next((row['machine'] for row in rows if row.get('machine')), None)
-        content = dict(header, machine=machine, checks=sorted(rows, key=lambda row: row['number']))
-        replace_file(out, json.dumps(content, indent=2) + '\n')
+        _write(out, header, rows)
     return sorted(rows, key=lambda row: row['number'])
+
+
+def _write(out: Path, header: dict[str, Any], rows: Sequence[Row]) -> None:
+    machine = next((row['machine'] for row in rows if row.get('machine')), None)
+    content = dict(header, machine=machine, checks=sorted(rows, key=lambda row: row['number']))
+    replace_file(out, json.dumps(content, indent=2) + '\n')
 
 
 def run_check(check: Check, device: str, seconds_left: float, script: Path) -> Row:
@@ -114,16 +119,20 @@ def _run(command: list[str], limit_s: float, folder: Path, hide_cards: bool) -> 
             code: int | None = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = None
-        with contextlib.suppress(ProcessLookupError):  # what a check started ends with it
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        finally:  # Ctrl-C ends it, too: in a session of its own it is not told
+            with contextlib.suppress(ProcessLookupError):  # what a check started ends with it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         output.seek(0)
         lines = output.read().decode(errors='replace').strip().splitlines()
     return code, lines[-1].strip()[:300] if lines and code else ''
 
 
 def run_inside(check: Check, device_type: str, report_path: Path | None) -> None:
-    """Runs a check in this process."""
+    """Runs a check in this process, which ends with the one that started it."""
+    from addp_backbone.runtime.processes import die_with_parent
+
+    die_with_parent()
     import torch
 
     from tools.gpu.environment import describe

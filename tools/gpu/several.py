@@ -55,11 +55,8 @@ def main(folder: Path) -> None:
     def train(name: str, sharded: bool, resume: Path | None = None) -> Training:
         cfg = load_stage('UperNet', data, folder / name, torch.float32, ITERS, BATCH_SIZE)
         cfg.launcher = 'pytorch'
-        cuda = torch.cuda.is_available()
         if sharded:
             cfg.merge_from_dict(Config.fromfile(ROOT / 'det_configs' / '_base_' / 'fsdp.py').to_dict())
-            if not cuda:
-                cfg.strategy.model_wrapper.device_id = torch.device('cpu')
         else:
             cfg.model.decode_head.norm_cfg = dict(type='SyncBN')
         return train_stage(cfg, None if resume is None else str(resume))

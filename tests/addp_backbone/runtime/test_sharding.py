@@ -116,3 +116,16 @@ def test_mmengines_own_strategy_is_replaced() -> None:
     cfg = Config(dict(strategy=dict(type='FSDPStrategy')))
     check_sharding(cfg)
     assert cfg.strategy.type == 'StageFSDPStrategy'
+
+
+@pytest.mark.parametrize('runner', [{}, dict(runner_type='FlexibleRunner')])
+def test_a_strategy_has_the_runner_that_reads_it(runner: dict[str, str]) -> None:
+    cfg = Config(dict(strategy=dict(type='FSDPStrategy'), **runner))
+    check_sharding(cfg)
+    assert cfg.runner_type == 'StageFlexibleRunner'
+
+
+def test_a_sharded_training_without_processes_is_refused_with_the_command_to_use() -> None:
+    cfg = Config(dict(strategy=dict(type='FSDPStrategy'), launcher='none'))
+    with pytest.raises(LaunchError, match=r'tools/dist_train\.sh CONFIG PROCESSES'):
+        check_sharding(cfg)
