@@ -164,33 +164,21 @@ class InstanceMasks(BitmapMasks):
     ) -> Tensor:
         """The targets of boxes whose owners are cut-outs."""
         used, canvas_index = np.unique(owners, return_inverse=True)
-        cutouts = [self.objects[index] for index in used]
-        padded = [self._with_border(item) for item in cutouts if isinstance(item, Cutout)]
-        heights, widths = zip(*(pixels.shape for pixels in padded), strict=True)
-        canvases = np.zeros((len(padded), 1, max(heights), max(widths)), dtype=np.uint8)
-        for canvas, pixels in zip(canvases, padded, strict=True):
-            canvas[0, : pixels.shape[0], : pixels.shape[1]] = pixels
-        corners = np.array([(item.x - 1, item.y - 1) for item in cutouts if isinstance(item, Cutout)])[canvas_index]
-        rois = np.concatenate((canvas_index[:, None], boxes - np.tile(corners, 2)), axis=1).astype(np.float32)
+        cutouts = [item for item in (self.objects[index] for index in used) if isinstance(item, Cutout)]
+        image = np.array((self.height, self.width))
+        # Each canvas is a window of the image, with a margin of one empty pixel where the image goes on: beyond an
+        # edge of the image RoIAlign sees what it would see there of the whole image.
+        sizes = np.array([item.pixels.shape for item in cutouts])
+        height, width = np.minimum(sizes.max(axis=0) + 2, image)
+        corners = np.clip([(item.y - 1, item.x - 1) for item in cutouts], 0, image - (height, width))
+        canvases = np.zeros((len(cutouts), 1, height, width), dtype=np.uint8)
+        for canvas, (pixels, x, y), (top, left) in zip(canvases, cutouts, corners, strict=True):
+            canvas[0, y - top : y - top + pixels.shape[0], x - left : x - left + pixels.shape[1]] = pixels
+        offsets = np.tile(corners[canvas_index, ::-1], 2)
+        rois = np.concatenate((canvas_index[:, None], boxes - offsets), axis=1).astype(np.float32)
         features = torch.from_numpy(canvases).to(device).float()
         pooled = roi_align(features, torch.from_numpy(rois).to(device), size, sampling_ratio=0, aligned=True)
         return pooled[:, 0] >= MASK_THRESHOLD
-
-    def _with_border(self, cutout: Cutout) -> np.ndarray:
-        """A cut-out and what interpolation sees around it: empty pixels; at the image's edges, the last ones again."""
-        pixels, x, y = cutout
-        bordered = np.pad(pixels, 1)
-        if not pixels.size:
-            return bordered
-        if x == 0:
-            bordered[:, 0] = bordered[:, 1]
-        if x + pixels.shape[1] == self.width:
-            bordered[:, -1] = bordered[:, -2]
-        if y == 0:
-            bordered[0] = bordered[1]
-        if y + pixels.shape[0] == self.height:
-            bordered[-1] = bordered[-2]
-        return bordered
 
 
 def _box(item: Polygons | Cutout) -> tuple[float, float, float, float]:

@@ -139,6 +139,21 @@ def test_at_every_edge_of_the_image_targets_of_cutouts_are_those_of_bitmaps() ->
         assert np.array_equal(masks.crop_and_resize(boxes, (28, 28), np.array([0])).masks, wanted)
 
 
+def test_boxes_that_leave_the_image_see_what_they_see_of_bitmaps() -> None:
+    rng = np.random.default_rng(2)
+    sides = rng.integers(1, (13, 17), (6, 2))
+    sides[0] = 13, 17  # the whole image
+    corners = [(int(rng.integers(14 - h)), int(rng.integers(18 - w))) for h, w in sides]
+    cutouts = [
+        Cutout(rng.integers(0, 2, size, dtype=np.uint8), x, y) for size, (y, x) in zip(sides, corners, strict=True)
+    ]
+    masks = InstanceMasks(cutouts, 13, 17)
+    boxes = np.sort(rng.uniform(-5, 22, (200, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+    owners = rng.integers(0, 6, 200)
+    wanted = BitmapMasks(masks.masks, 13, 17).crop_and_resize(boxes, (9, 7), owners).masks
+    assert np.array_equal(masks.crop_and_resize(boxes, (9, 7), owners).masks, wanted)
+
+
 def test_targets_of_both_kinds_together_are_those_of_each_alone() -> None:
     rng = np.random.default_rng(3)
     masks = mixed()
