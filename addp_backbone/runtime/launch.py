@@ -184,7 +184,8 @@ def use_safe_hooks(cfg: Config, world_size: int) -> None:
         world_size: Number of processes.
 
     Raises:
-        LaunchError: If several processes would save within a gradient accumulation, where each has its own gradients.
+        LaunchError: If several processes would save within a gradient accumulation, where each has its own gradients,
+            or if the loss scale is fixed, so that nobody would see skipped steps.
     """
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint.type == 'CheckpointHook':
@@ -195,6 +196,13 @@ def use_safe_hooks(cfg: Config, world_size: int) -> None:
     present = {hook['type'] for hook in hooks}
     hooks += [dict(type=name) for name in SAFE_HOOKS if name not in present]
     cfg.custom_hooks = hooks
+    for option, wrapper in optim_wrappers(cfg):
+        scale = wrapper.get('loss_scale')
+        if isinstance(scale, int | float):
+            raise LaunchError(
+                f'{option}.loss_scale is {scale!r}, a fixed one: it does not fall when gradients overflow, so that every '
+                f"step might be skipped unseen. Set it to dict(init_scale={scale!r}), which begins with it, or 'dynamic'"
+            )
     if checkpoint and not checkpoint.get('by_epoch', True) and world_size > 1:
         for option, wrapper in optim_wrappers(cfg):
             count = wrapper.get('accumulative_counts', 1)

@@ -199,6 +199,14 @@ def test_a_loss_scale_that_collapses_under_finite_losses_stops_the_run(tmp_path:
     assert hub.get_scalar('train/skipped_steps').current() == 2
 
 
+def test_a_fixed_loss_scale_under_which_no_step_is_seen_to_be_skipped_is_refused(tmp_path: Path) -> None:
+    cfg = toy_config(tmp_path, **{'optim_wrapper.loss_scale': 512.0})
+    with pytest.raises(ValueError, match=r'optim_wrapper\.loss_scale is 512\.0.*dict\(init_scale=512\.0\)'):
+        use_safe_hooks(cfg, world_size=1)
+    cfg.optim_wrapper.loss_scale = dict(init_scale=512.0)
+    use_safe_hooks(cfg, world_size=1)
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     # An infinite step: the loss it came from was still finite.
     with pytest.raises(BadLossError, match='parameters are not finite'):
