@@ -19,6 +19,7 @@ from addp_backbone.runtime.processes import die_with_parent
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+SLURM_VARIABLES = ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS')  # rank, local rank, number of processes
 INTERFACE_VARIABLES = ('GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME')
 START_TIMEOUT_S = 300  # until all processes have joined
 TIMEOUT_S = 1800  # of a collective operation; the slowest is an evaluation of one process that others wait for
@@ -160,19 +161,24 @@ def stop_processes() -> None:
 
 
 def _set_variables_from_slurm() -> None:
-    """Sets torchrun's variables from Slurm's, where they are not set already.
+    """Sets torchrun's variables from Slurm's; an address and a port that are set already stay.
 
     Raises:
-        LaunchError: If this process was not started by srun.
+        LaunchError: If this process was not started by srun, or the first host of the job cannot be asked for.
     """
-    if 'SLURM_PROCID' not in os.environ:
-        raise LaunchError('--launcher slurm but SLURM_PROCID is not set; start with tools/slurm_train.sh or srun')
-    os.environ.update(
-        RANK=os.environ['SLURM_PROCID'], LOCAL_RANK=os.environ['SLURM_LOCALID'], WORLD_SIZE=os.environ['SLURM_NTASKS']
-    )
+    missing = [name for name in SLURM_VARIABLES if name not in os.environ]
+    if missing:
+        raise LaunchError(f'--launcher slurm but {", ".join(missing)} not set; start with tools/slurm_train.sh or srun')
+    rank, local_rank, size = (os.environ[name] for name in SLURM_VARIABLES)
+    os.environ.update(RANK=rank, LOCAL_RANK=local_rank, WORLD_SIZE=size)
     os.environ.setdefault('MASTER_PORT', '29500')
-    if 'MASTER_ADDR' not in os.environ:
-        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
-        os.environ['MASTER_ADDR'] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[
-            0
-        ]
+    if 'MASTER_ADDR' in os.environ:
+        return
+    command = ['scontrol', 'show', 'hostnames', os.environ.get('SLURM_NODELIST', '')]
+    try:
+        hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise LaunchError(
+            f'the first host of this Slurm job cannot be asked for ({error}): export MASTER_ADDR with its address'
+        ) from error
+    os.environ['MASTER_ADDR'] = hosts[0]

@@ -200,8 +200,8 @@ def use_safe_hooks(cfg: Config, world_size: int) -> None:
         scale = wrapper.get('loss_scale')
         if isinstance(scale, int | float):
             raise LaunchError(
-                f'{option}.loss_scale is {scale!r}, a fixed one: it does not fall when gradients overflow, so that every '
-                f"step might be skipped unseen. Set it to dict(init_scale={scale!r}), which begins with it, or 'dynamic'"
+                f'{option}.loss_scale is {scale!r}, a fixed one: it does not fall when gradients overflow, and every '
+                f"step might be skipped unseen. Set it to dict(init_scale={scale!r}) to begin with it, or to 'dynamic'"
             )
     if checkpoint and not checkpoint.get('by_epoch', True) and world_size > 1:
         for option, wrapper in optim_wrappers(cfg):

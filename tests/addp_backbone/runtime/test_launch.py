@@ -236,6 +236,26 @@ def test_the_gpu_is_handed_to_mmengine_by_the_launchers_variables(monkeypatch: p
     assert (os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['SLURM_LOCALID']) == ('3', '0', '0')
 
 
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (dict(SLURM_PROCID='0'), 'SLURM_LOCALID, SLURM_NTASKS not set; start with tools/slurm_train.sh'),
+        (dict(SLURM_PROCID='0', SLURM_LOCALID='0', SLURM_NTASKS='2'), 'asked for .*scontrol.*export MASTER_ADDR'),
+    ],
+)
+def test_a_slurm_job_that_lacks_something_is_told_what(
+    given: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT', 'PATH'):
+        monkeypatch.setenv(name, '')
+    for name in ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS', 'SLURM_NODELIST', 'MASTER_ADDR'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaunchError, match=message):
+        start_processes('slurm')
+
+
 def test_deterministic_algorithms_are_refused_on_cuda_with_the_reason() -> None:
     cfg = Config(dict(randomness=dict(seed=0, deterministic=True)))
     refuse_deterministic(cfg, cuda=False)
