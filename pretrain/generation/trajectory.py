@@ -24,6 +24,8 @@ from pretrain.networks.addp import ADDP
 from pretrain.networks.frozen import evaluating, frozen_forward
 from pretrain.networks.tokenizer import VQGANTokenizer
 
+_MAX_OVERSHOOT = 0.5  # of pixels given beyond [0, 1]: bicubic resizing leaves some, other scales far more
+
 
 class GenerationStep(NamedTuple):
     """The state of generation after a step.
@@ -234,6 +236,12 @@ def _to_edit(model: ADDP, num_images: int, images: Tensor, mask: Tensor | None) 
         raise ValueError(
             f'images must be floats in [0, 1] of shape {(num_images, *size)} or {(1, *size)}, '
             f'got {images.dtype} {tuple(images.shape)}'
+        )
+    low, high = (float(value) for value in images.aminmax())
+    if not (-_MAX_OVERSHOOT <= low and high <= 1 + _MAX_OVERSHOOT):  # nor if they are nan
+        raise ValueError(
+            f'images must lie in [0, 1], got values from {low:g} to {high:g}: divide 8-bit pixels by 255, undo a '
+            'normalisation'
         )
     if mask is None:
         raise ValueError('images are given without a mask: say which tokens to draw anew (True), or leave images out')

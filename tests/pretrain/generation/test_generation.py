@@ -321,6 +321,16 @@ def test_noise_is_finite_at_the_ends_of_its_range():
             dict(images=torch.zeros(3, 3, IMG_SIZE, IMG_SIZE), mask=torch.ones(3, NUM_TOKENS).tril().bool()),
             'equally many True',
         ),
+        *(
+            (
+                dict(
+                    images=torch.full((3, 3, IMG_SIZE, IMG_SIZE), value),
+                    mask=torch.ones(3, NUM_TOKENS, dtype=torch.bool),
+                ),
+                r'images must lie in \[0, 1\], got values from',
+            )
+            for value in (255.0, -1.0, float('nan'))
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(model, options, message):
