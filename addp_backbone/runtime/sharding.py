@@ -114,7 +114,8 @@ class StageFSDPStrategy(FSDPStrategy):
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not torch.cuda.is_available():  # mmengine would take the CUDA device of the local rank
-            self.model_wrapper = {'device_id': torch.device('cpu'), **(self.model_wrapper or {})}
+            own: dict[str, Any] = self.model_wrapper or {}  # type: ignore[has-type]
+            self.model_wrapper = {'device_id': torch.device('cpu'), **own}
         model = super()._wrap_model(model)
         if isinstance(model, FullyShardedDataParallel) and model.compute_device == torch.device('cpu'):
             # torch gathers every kind of optimizer state into one buffer, and moving a CPU tensor to the CPU copies

@@ -238,7 +238,7 @@ def _to_edit(model: ADDP, num_images: int, images: Tensor, mask: Tensor | None) 
             f'got {images.dtype} {tuple(images.shape)}'
         )
     low, high = (float(value) for value in images.aminmax())
-    if not (-_MAX_OVERSHOOT <= low and high <= 1 + _MAX_OVERSHOOT):  # nor if they are nan
+    if not (low >= -_MAX_OVERSHOOT and high <= 1 + _MAX_OVERSHOOT):  # nor if they are nan
         raise ValueError(
             f'images must lie in [0, 1], got values from {low:g} to {high:g}: divide 8-bit pixels by 255, undo a '
             'normalisation'
