@@ -97,20 +97,26 @@ def get_arch(arch: str | Mapping[str, int] | Arch) -> Arch:
     return Arch(**arch)
 
 
-def resolve_block_indices(indices: Sequence[int], depth: int, option: str) -> tuple[int, ...]:
+def resolve_block_indices(
+    indices: Sequence[int], depth: int, option: str, may_be_empty: bool = False
+) -> tuple[int, ...]:
     """Turns block indices, negative ones counted from the end, into ascending 0-based ones.
 
     Args:
         indices: Block indices in ``[-depth, depth)``.
         depth: Number of blocks.
         option: The option's name, for the error.
+        may_be_empty: Whether no index at all is fine.
 
     Returns:
         The non-negative indices in the order given.
 
     Raises:
-        ValueError: If an index is out of range, given twice or out of order.
+        ValueError: If an index is no whole number, out of range, given twice or out of order, or there is none.
     """
+    is_list = isinstance(indices, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
+    if not is_list or not (indices or may_be_empty):
+        raise ValueError(f'{option} must be a list or tuple of whole numbers, e.g. ({depth - 1},), got {indices!r}')
     resolved = tuple(i + depth if i < 0 else i for i in indices)
     if any(not 0 <= i < depth for i in resolved) or list(resolved) != sorted(set(resolved)):
         raise ValueError(

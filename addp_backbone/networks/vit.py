@@ -111,7 +111,7 @@ class ADDPViT(PartlyTrainedViT):
         if isinstance(out_indices, str):
             _check_name(out_indices, 'upernet', 'out_indices')
             out_indices = self.arch.upernet_indices
-        self.global_attn_indices = resolve_block_indices(global_attn_indices, depth, 'global_attn_indices')
+        self.global_attn_indices = resolve_block_indices(global_attn_indices, depth, 'global_attn_indices', True)
         self.out_indices = resolve_block_indices(out_indices, depth, 'out_indices')
         self.out_channels = (width,) * len(self.out_indices)
         self.patch_size = patch_size

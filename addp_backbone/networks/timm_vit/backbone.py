@@ -99,8 +99,13 @@ class TimmViT(PartlyTrainedViT):
             _require(drop_path_rate == 'vitdet', f"drop_path_rate is {drop_path_rate!r}, wanted a number or 'vitdet'")
             drop_path_rate = self.arch.vitdet_drop_path_rate
         _require(
-            window_size >= 0 and 0 <= drop_path_rate < 1,
-            f'window_size must be >= 0 and drop_path_rate in [0, 1), got {window_size} and {drop_path_rate}',
+            isinstance(window_size, int) and window_size >= 0 and 0 <= drop_path_rate < 1,
+            f'window_size must be >= 0, a whole number, and drop_path_rate in [0, 1), got {window_size!r} and '
+            f'{drop_path_rate}',
+        )
+        _require(
+            isinstance(with_cp, bool),
+            f"with_cp must be True or False, got {with_cp!r} ('offload' is an option of ADDPViT alone)",
         )
         depth = self.arch.depth
         if isinstance(global_attn_indices, str):
@@ -112,7 +117,7 @@ class TimmViT(PartlyTrainedViT):
         if isinstance(out_indices, str):
             _require(out_indices == 'upernet', f"out_indices is {out_indices!r}, wanted 'upernet' or indices")
             out_indices = self.arch.upernet_indices
-        self.global_attn_indices = resolve_block_indices(global_attn_indices, depth, 'global_attn_indices')
+        self.global_attn_indices = resolve_block_indices(global_attn_indices, depth, 'global_attn_indices', True)
         self.out_indices = resolve_block_indices(out_indices, depth, 'out_indices')
         self.vit = build_model(
             model, img_size, drop_path_rate, self.out_indices[-1] + 1, position_grid(model, init_cfg)

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import get_arch_name, is_model
-from timm.models._registry import get_pretrained_cfg
+from timm.models._registry import get_arch_pretrained_cfgs, get_pretrained_cfg
 
 from addp_backbone.networks.arch import Arch
 
@@ -58,7 +58,8 @@ def family_of(name: str) -> str:
         One of :data:`FAMILIES`.
 
     Raises:
-        ValueError: If timm does not know the name, or the model is none of the supported ones; with the reason.
+        ValueError: If timm does not know the name or its tag, or the model is none of the supported ones; with the
+            reason.
     """
     arch = get_arch_name(name)
     if not is_model(arch):
@@ -73,6 +74,10 @@ def family_of(name: str) -> str:
         raise ValueError(
             f'{name} of timm.models.{module} cannot be a TimmViT: {reason}. Supported: {", ".join(FAMILIES)}'
         )
+    tags = [known.partition('.')[2] for known in get_arch_pretrained_cfgs(arch)]
+    tag = name.partition('.')[2]
+    if tag and tag not in tags:
+        raise ValueError(f'timm {timm.__version__} has no weights {tag!r} of {arch}, only {", ".join(tags) or "none"}')
     return module
 
 

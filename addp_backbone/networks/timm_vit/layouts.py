@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.transformers_names import to_timm_name
@@ -38,6 +40,9 @@ class Layout:
     timm_prefix: str | None = ''
 
 
+# What timm's converters raise for tensors of other shapes and names than they expect.
+_CONVERTER_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+
 LAYOUTS = (
     Layout('timm or Meta', 'patch_embed.proj.weight', 'blocks.0.'),
     Layout('Sapiens', 'patch_embed.projection.weight', 'blocks.0.'),
@@ -50,6 +55,8 @@ LAYOUTS = (
     Layout('transformers', 'embeddings.patch_embedding.weight', 'layer', None),
     Layout('transformers SAM', 'patch_embed.projection.weight', 'layers.0.', None),
 )
+
+OTHER_MODEL = 'Give the timm name of the model that the file is of (python tools/list_backbones.py lists them)'
 
 # Tensors that a backbone has no use for: pattern at the beginning of a name -> reason.
 DROPPED = {
@@ -76,7 +83,7 @@ def find_vits(names: Mapping[str, object]) -> list[tuple[str, Layout]]:
 
 
 def to_timm_names(
-    tensors: dict[str, Tensor], layout: Layout, model: str, like: nn.Module, antialias: bool
+    tensors: dict[str, Tensor], layout: Layout, model: str, like: Any, antialias: bool
 ) -> dict[str, Tensor]:
     """Renames, joins and splits tensors until they have timm's names; resizes positions to the model's own grid.
 
@@ -89,6 +96,9 @@ def to_timm_names(
 
     Returns:
         Tensors by timm's names; those that neither timm nor we know keep theirs.
+
+    Raises:
+        CheckpointError: If the file has tokens, positions or biases that the model has not, or patches of another size.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in like.state_dict().items()}
     if layout.timm_prefix is None:
@@ -97,6 +107,7 @@ def to_timm_names(
         tensors = {'reg_token' if name == 'register_tokens' else name: value for name, value in tensors.items()}
     if _must_fold_class_position(tensors, wanted):
         tensors = _fold_class_position(tensors)
+    _refuse_another_stem(tensors, layout, model, like)
     module = importlib.import_module(f'timm.models.{family_of(model)}')
     convert = getattr(module, 'checkpoint_filter_fn', None)
     if convert is None:  # deit takes vision_transformer's
@@ -106,9 +117,13 @@ def to_timm_names(
         prefix = 'image_encoder.' if any('.mlp.lin1.' in name for name in tensors) else ''
     options = dict(antialias=antialias) if 'antialias' in convert.__code__.co_varnames else {}
     with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it tries
-        converted: dict[str, Tensor] = convert(
-            {prefix + name: value for name, value in tensors.items()}, like, **options
-        )
+        given = {prefix + name: value for name, value in tensors.items()}
+        try:
+            converted: dict[str, Tensor] = convert(given, like, **options)
+        except _CONVERTER_ERRORS as error:
+            raise CheckpointError(
+                f"timm's converter cannot make {model} of this file ({type(error).__name__}: {error}). {OTHER_MODEL}"
+            ) from error
     return {_like_target(name.removeprefix(prefix), wanted): value for name, value in converted.items()}
 
 
@@ -181,6 +196,30 @@ def _must_fold_class_position(tensors: Mapping[str, Tensor], wanted: Mapping[str
     side = round((tensors['pos_embed'].shape[1] - 1) ** 0.5)
     grid = wanted['pos_embed'][1]
     return side * side == tensors['pos_embed'].shape[1] - 1 and round(grid**0.5) ** 2 == grid
+
+
+def _refuse_another_stem(tensors: Mapping[str, Tensor], layout: Layout, model: str, like: Any) -> None:
+    """Refuses what timm's converters resample to the model's sizes, or fail at: the file is of another model."""
+    wanted = like.state_dict()
+    for name in ('cls_token', 'reg_token', 'dist_token'):
+        if name in tensors and name not in wanted:
+            raise CheckpointError(f'the file has {name}, which {model} has not. {OTHER_MODEL}')
+    patches = tensors.get('patch_embed.proj.weight', tensors.get(layout.anchor))
+    side = like.patch_embed.patch_size[0]
+    if patches is not None and patches.ndim == 4 and patches.shape[-1] != side:
+        raise CheckpointError(
+            f"the file's patches have a side of {patches.shape[-1]} px, those of {model} {side} px. {OTHER_MODEL}"
+        )
+    given, own = tensors.get('pos_embed'), wanted.get('pos_embed')
+    if given is None or own is None or given.ndim != 3 or own.ndim != 3:
+        return
+    num_prefix = own.shape[1] - like.patch_embed.num_patches
+    num_patches = given.shape[1] - num_prefix
+    if given.shape[1] != own.shape[1] and (num_patches < 1 or math.isqrt(num_patches) ** 2 != num_patches):
+        raise CheckpointError(
+            f"the file has {given.shape[1]} absolute positions; {model} wants a square number of the patches' and "
+            f'{num_prefix} of class, distillation and register tokens. {OTHER_MODEL}'
+        )
 
 
 def _fold_class_position(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

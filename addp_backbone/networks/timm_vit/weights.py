@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from addp_backbone.checkpoint.errors import refuse_partial
 from addp_backbone.checkpoint.matching import MAX_NAMES, listed, match_tensors
 from addp_backbone.checkpoint.storage import CheckpointError, read_checkpoint
 from addp_backbone.networks.timm_vit.catalogue import build_model, size_options
-from addp_backbone.networks.timm_vit.layouts import DROPPED, Layout, find_vits, to_timm_names
+from addp_backbone.networks.timm_vit.layouts import DROPPED, OTHER_MODEL, Layout, find_vits, to_timm_names
 from addp_backbone.tuning.lora import LORA_ENDINGS
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def convert(
     for name in _vanished(inside, converted):
         report.dropped.setdefault(prefix + name, "left out by timm's converter")
     _account(backbone, like, converted, report, prefix)
-    _note_assumptions(backbone, like, inside, report, antialias)
+    _note_assumptions(backbone, like, inside, converted, report, antialias)
     return report, converted
 
 
@@ -151,12 +152,12 @@ def position_grid(model: str, init_cfg: Mapping[str, Any] | None) -> int | None:
         'positional_embedding',
     )
     given = next((flat[prefix + name] for name in names if prefix + name in flat), None)
-    if given is None:
+    if given is None or given.ndim < 2:
         return None
     length = given.shape[-2]
     for num_prefix in dict.fromkeys((0 if like.no_embed_class else like.num_prefix_tokens, 1, 0)):
-        side = round((length - num_prefix) ** 0.5)
-        if side * side == length - num_prefix:
+        side = math.isqrt(max(0, length - num_prefix))
+        if side and side * side == length - num_prefix:
             return side if (side, side) != tuple(like.patch_embed.grid_size) else None
     return None
 
@@ -279,14 +280,18 @@ def _account(backbone: TimmViT, like: Any, converted: dict[str, Tensor], report:
         kinds = [f'{name} {kind}' for name, kind in mismatch.kinds.items()]
         raise CheckpointError(
             f'the file does not fit {backbone.model_name}. Missing: {listed(mismatch.missing)}. Without a place in the '
-            f'model: {listed(mismatch.unexpected)}. Of another shape: {listed([*shapes, *kinds])}. Give the timm name '
-            'of the model that the file is of (python tools/list_backbones.py lists them)'
+            f'model: {listed(mismatch.unexpected)}. Of another shape: {listed([*shapes, *kinds])}. {OTHER_MODEL}'
         )
     report.loaded = list(kept)
 
 
 def _note_assumptions(
-    backbone: TimmViT, like: Any, inside: Mapping[str, Tensor], report: WeightsReport, antialias: bool
+    backbone: TimmViT,
+    like: Any,
+    inside: Mapping[str, Tensor],
+    converted: Mapping[str, Tensor],
+    report: WeightsReport,
+    antialias: bool,
 ) -> None:
     """What the names cannot tell, and what was resized."""
     activations = {
@@ -302,6 +307,16 @@ def _note_assumptions(
     )
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in inside.values()):
         report.notes.append('half-precision tensors of the file became float32')
+    as_in_file = {value.data_ptr() for value in inside.values()}
+    resized = [
+        name
+        for name, value in converted.items()
+        if name.endswith('relative_position_bias_table') and value.data_ptr() not in as_in_file
+    ]
+    if resized:
+        report.notes.append(
+            f'{len(resized)} tables of relative positions resized for img_size {backbone.vit.patch_embed.img_size}'
+        )
     pos_embed, own = inside.get('pos_embed'), backbone.vit.state_dict().get('pos_embed')
     if (
         pos_embed is not None

@@ -297,6 +297,7 @@ def test_positions_without_antialiasing_differ_and_leave_the_own_grid_alone():
     [
         ('vit_small_patch14_dinov9', r'timm .* has no model .*did you mean vit_small_patch14_dinov2'),
         ('swin_tiny_patch4_window7_224', r'timm.models.swin_transformer cannot be a TimmViT: it is no plain ViT'),
+        ('vit_small_patch14_dinov2.lvd143m', r'has no weights .lvd143m. of vit_small_patch14_dinov2, only lvd142m'),
         ('vit_small_r26_s32_224', r'vision_transformer_hybrid cannot be .*convolutional stem'),
     ],
 )
@@ -309,6 +310,10 @@ def test_other_models_are_refused_by_name_with_the_reason(name, message):
     ('options', 'message'),
     [
         (dict(out_indices=(12,)), 'out_indices must be ascending block indices'),
+        (dict(out_indices=()), r'out_indices must be a list or tuple of whole numbers, e.g. \(11,\), got \(\)'),
+        (dict(out_indices=8), r'out_indices must be a list or tuple of whole numbers, e.g. \(11,\), got 8'),
+        (dict(with_cp='offload'), "with_cp must be True or False, got 'offload'"),
+        (dict(window_size=2.5), 'window_size must be >= 0, a whole number'),
         (dict(frozen=13), r'frozen must be True, False or a number of blocks in \[0, 12\], got 13'),
         (dict(window_size=-1), 'window_size must be >= 0'),
         (dict(drop_path_rate='mae'), "drop_path_rate is 'mae'"),

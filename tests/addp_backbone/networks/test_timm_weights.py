@@ -257,6 +257,22 @@ DAMAGE = {
         lambda state: state.update({'blocks.0.ls1.gamma': torch.ones(192)}),
         r'Without a place in the model: blocks.0.ls1.gamma',
     ),
+    'registers that the model has not': (
+        lambda state: state.update({'reg_token': torch.zeros(1, 4, 192)}),
+        rf'the file has reg_token, which {NAME} has not. Give the timm name',
+    ),
+    'patches of another size, which timm would resample': (
+        lambda state: state.update({'patch_embed.proj.weight': torch.zeros(192, 3, 8, 8)}),
+        rf"the file's patches have a side of 8 px, those of {NAME} 16 px",
+    ),
+    'positions of other tokens': (
+        lambda state: state.update({'pos_embed': torch.zeros(1, 196, 192)}),
+        r'the file has 196 absolute positions; .* a square number of the patches. and 1 of class',
+    ),
+    "a shape that timm's converter fails at": (
+        lambda state: state.update({'pos_embed': torch.zeros(197, 192)}),
+        rf"timm's converter cannot make {NAME} of this file \(RuntimeError",
+    ),
     'no ViT': (
         lambda state: [state.clear(), state.update({'layer1.0.conv.weight': torch.zeros(3)})],
         r'no ViT of a known layout was found among 1 tensors',
@@ -285,6 +301,16 @@ def test_the_report_accounts_for_every_tensor_and_says_what_was_assumed(tmp_path
     assert report.dropped['model.blocks.1.norm1.weight'].startswith('block behind the last output map')
     assert report.dropped['model.mask_token'] == 'stands for masked patches in pre-training'
     assert any('activation GELU' in note for note in report.notes)
+
+
+def test_the_report_tells_that_tables_of_relative_positions_were_resized(tmp_path):
+    torch.save(timm.create_model('beit_base_patch16_224', num_classes=0, depth=1).state_dict(), tmp_path / 'beit.pth')
+    notes = [
+        load_file(TimmViT('beit_base_patch16_224', size, out_indices=(0,)), tmp_path / 'beit.pth').notes
+        for size in (224, 256)
+    ]
+    resized = [[note for note in of_size if note.startswith('1 tables of relative')] for of_size in notes]
+    assert resized == [[], ['1 tables of relative positions resized for img_size (256, 256)']]
 
 
 def test_without_a_network_the_error_says_which_file_to_fetch_and_what_to_do_with_it(monkeypatch, tmp_path):
