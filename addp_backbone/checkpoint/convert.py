@@ -50,6 +50,12 @@ TO_TIMM_VIT = (
     'model.backbone.init_cfg.checkpoint=FILE (python tools/list_backbones.py lists the names)'
 )
 
+ASSUMED_OF_TIMM = (
+    'no tensor tells the activation, rotary positions without weights, nor how pixels were normalised. Assumed: GELU, '
+    "none, and ImageNet's mean and deviation in the configs. TimmViT takes all three from the model's name (SigLIP, "
+    "RoPE-ViT, timm's augreg weights differ)"
+)
+
 # What a file of each format holds besides the trunk: (pattern of the whole name, reason it is dropped).
 _HEADS = r'(head|head_dist|fc_norm|attn_pool|pooler|(cls_|distillation_)?classifier)\..+'
 _COMMON_DROPS = ((r'cls_token|reg_token|dist_token', NO_CLS), (r'norm\..+', NO_FINAL_NORM))
@@ -190,6 +196,8 @@ def convert_state_dict(
             report.notes.append(
                 f'cls_token <- token_emb.word_embeddings, row {len(words) + _MAGE_CLS_ROW} (the fake class token)'
             )
+    if format == 'timm':
+        report.notes.append(ASSUMED_OF_TIMM)
     _check_trunk(report, keep_cls)
     if not report.missing:
         _resize(report, img_size, patch_size, keep_cls)

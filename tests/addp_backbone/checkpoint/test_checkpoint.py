@@ -139,6 +139,7 @@ def test_a_timm_vit_of_another_patch_size_is_resampled():
     assert report.format == 'timm' and report.missing == []
     assert report.state_dict['patch_embed.proj.weight'].shape[-1] == 16
     assert any('resampled from 32 to 16' in note for note in report.notes)
+    assert any('no tensor tells the activation, rotary positions' in note for note in report.notes)
     backbone().load_state_dict(report.state_dict)
 
 
