@@ -16,10 +16,9 @@ from pathlib import Path
 
 from command_line import make_parser, run_command
 
-from mmengine.config import DictAction
-
 from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.launch import load_config
+from addp_backbone.runtime.option_parsing import parse_options
 from pretrain.classification.few_shot import run_few_shot
 
 
@@ -35,16 +34,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_options(pairs: list[str]) -> dict[str, object]:
-    """``K=V`` pairs as tools/train.py reads them."""
-    reader = make_parser(None)
-    reader.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return reader.parse_args(['--cfg-options', *pairs]).cfg_options if pairs else {}
-
-
 def run(args: argparse.Namespace) -> None:
     """Runs the protocol and prints the means."""
-    cfg = load_config(args.config, read_options(args.cfg_options))
+    cfg = load_config(args.config, parse_options(args.cfg_options))
     work_dir = Path(args.work_dir or f'{cfg.work_dir}_few_shot')
     summary = run_few_shot(cfg, args.config, work_dir, args.processes, args.cfg_options)
     for name, entry in summary.items():

@@ -18,10 +18,9 @@ from pathlib import Path
 
 from command_line import make_parser, run_command
 
-from mmengine.config import DictAction
-
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.predict.merging import merge_checkpoint
+from addp_backbone.runtime.option_parsing import ConfigOptions
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its checkpoint, or the work dir of the run: the latest checkpoint')
     parser.add_argument('dst', type=Path, help='checkpoint to write, .pth')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='values of the config, as in training'
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V', help='values of the config, as in training'
     )
     return parser.parse_args(argv)
 

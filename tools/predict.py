@@ -24,7 +24,6 @@ from typing import Any
 
 from command_line import FAILED, OK, make_parser, print_error, run_command
 
-from mmengine.config import DictAction
 from tqdm import tqdm
 
 from addp_backbone.predict.inputs import Frame, find_inputs
@@ -32,6 +31,7 @@ from addp_backbone.predict.predictor import DEFAULT_SCORE_THR, Predictor
 from addp_backbone.predict.run import DEFAULT_FORMATS, FORMATS, iterate_predictions
 from addp_backbone.predict.tiles import Tiles
 from addp_backbone.predict.videos import without_password
+from addp_backbone.runtime.option_parsing import ConfigOptions
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--resume', action='store_true', help='go on with an interrupted run: keep what it wrote')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: the first GPU, or the CPU)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config'
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V', help='replaces values of the config'
     )
     args = parser.parse_args(argv)
     if not 0 <= args.score_thr <= 1:

@@ -22,12 +22,13 @@ from pathlib import Path
 from command_line import make_parser, run_command
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from torch import Tensor
 
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.launch import load_config
+from addp_backbone.runtime.option_parsing import ConfigOptions
 from pretrain.networks.mask_schedule import masks_at_ratio
 from pretrain.training.encoder_use import EncoderUse, measure_encoder_use
 from pretrain.training.hooks import pick_images
@@ -48,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='also write the figures there')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config'
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V', help='replaces values of the config'
     )
     args = parser.parse_args(argv)
     if args.num_images < 2 or not 0 < args.mask_ratio <= 1:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import print_log
 
 from addp_backbone.checkpoint.locate import find_checkpoint, find_resumable_checkpoint
@@ -27,6 +27,7 @@ from addp_backbone.runtime.cuda_options import data_parallel_options, use_cuda_o
 from addp_backbone.runtime.distributed import LAUNCHERS, TIMEOUT_S
 from addp_backbone.runtime.loaders import set_worker_timeouts
 from addp_backbone.runtime.optim_wrappers import avoid_cuda_amp
+from addp_backbone.runtime.option_parsing import ConfigOptions
 from addp_backbone.runtime.scale_lr import optim_wrappers
 
 HARMLESS_WARNINGS = (
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='K=V',
         help='replaces values of the config, e.g. train_dataloader.batch_size=2 model.test_cfg.rcnn.score_thr=0.1',
     )

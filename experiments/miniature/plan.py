@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from addp_backbone.networks.arch import PRESETS
+from addp_backbone.runtime.option_parsing import config_option
 from experiments.miniature.sizes import Sizes
 from experiments.stages import Stage
 from pretrain.evaluation.feature_extractors import RANDOM_CONVOLUTIONS
@@ -105,8 +106,8 @@ class Miniature:
 
     def _pretrain(self) -> None:
         s, work = self.sizes, self.work
-        tokenizer = f'model.init_cfg.tokenizer={work / "tokenizer"}'
-        predictor = f'model.init_cfg.token_predictor={work / "token_predictor"}'
+        tokenizer = config_option('model.init_cfg.tokenizer', work / 'tokenizer')
+        predictor = config_option('model.init_cfg.token_predictor', work / 'token_predictor')
         self._pretrain_one(
             'tokenizer',
             'shapes',
@@ -140,7 +141,7 @@ class Miniature:
             *self.precision,
             '--cfg-options',
             f'train_cfg.max_iters={iters}',
-            f'train_dataloader.dataset.data_root={self.data / "plain"}',
+            config_option('train_dataloader.dataset.data_root', self.data / 'plain'),
             f'default_hooks.checkpoint.interval={-(-iters // 4)}',
             *options,
             outputs=(self.work / network / f'iter_{iters}.pth',),
@@ -242,10 +243,13 @@ class Miniature:
             if init == 'random'
             else [
                 'model.backbone.init_cfg.type=Pretrained',
-                f'model.backbone.init_cfg.checkpoint={self.work}/addp/iter_{self.sizes.addp}.pth',
+                config_option('model.backbone.init_cfg.checkpoint', self.work / f'addp/iter_{self.sizes.addp}.pth'),
             ]
         )
-        data = [f'{part}_dataloader.dataset.data_root={self.data / "classes"}' for part in ('train', 'val', 'test')]
+        data = [
+            config_option(f'{part}_dataloader.dataset.data_root', self.data / 'classes')
+            for part in ('train', 'val', 'test')
+        ]
         options = [f'train_cfg.max_epochs={self.sizes.classification_epochs}', *data, *weights]
         seconds = (2.2 if task == 'finetune' else 1.1) * self.sizes.classification_epochs
         return Path(f'pretrain/configs/{task}_tiny.py'), seconds, options
@@ -263,7 +267,7 @@ class Miniature:
         if init == 'addp':
             options += [
                 'model.backbone.init_cfg.type=Pretrained',
-                f'model.backbone.init_cfg.checkpoint={self.backbone}',
+                config_option('model.backbone.init_cfg.checkpoint', self.backbone),
             ]
         return self.work / 'configs' / f'shapes_{task}.py', (0.57 if task == 'det' else 0.5) * iters, options
 

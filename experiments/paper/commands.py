@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from addp_backbone.files.atomic import sha256_of
+from addp_backbone.runtime.option_parsing import config_option
 from experiments.paper.recipes import batch_options
 from experiments.paper.rows import DETECTION, FINE_TUNING, GENERATION, LINEAR, SEGMENTATION
 from experiments.paper.settings import RANDOM, TIMM_VIT, Initialization, Settings, can_have
@@ -133,7 +134,7 @@ def _weights_options(init: Initialization, start: Stage | None) -> list[str]:
     if init.format == RANDOM:
         return ['model.backbone.init_cfg=None']
     file = init.path if start is None else start.file(BACKBONE_FILE)
-    return ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={file}']
+    return ['model.backbone.init_cfg.type=Pretrained', config_option('model.backbone.init_cfg.checkpoint', file)]
 
 
 def _structure_options(init: Initialization, task: str) -> list[str]:
@@ -149,17 +150,17 @@ def _structure_options(init: Initialization, task: str) -> list[str]:
 def _data_options(settings: Settings, task: str) -> list[str]:
     if task in (FINE_TUNING, LINEAR):
         root = settings.data['shapes'] / 'classes' if settings.recipe.shapes else settings.data['imagenet']
-        return [f'{loader}.dataset.data_root={root}' for loader in LOADERS]
+        return [config_option(f'{loader}.dataset.data_root', root) for loader in LOADERS]
     if settings.recipe.shapes:
         return []  # in the config that tools/new_dataset.py wrote
     if task == SEGMENTATION:
-        return [f'{loader}.dataset.data_root={settings.data["ade20k"]}' for loader in LOADERS]
+        return [config_option(f'{loader}.dataset.data_root', settings.data['ade20k']) for loader in LOADERS]
     root = settings.data['coco']
     annotations = f'{root}/annotations/instances_val2017.json'
     return [
-        *(f'{loader}.dataset.data_root={root}/' for loader in LOADERS),
-        f'val_evaluator.ann_file={annotations}',
-        f'test_evaluator.ann_file={annotations}',
+        *(config_option(f'{loader}.dataset.data_root', f'{root}/') for loader in LOADERS),
+        config_option('val_evaluator.ann_file', annotations),
+        config_option('test_evaluator.ann_file', annotations),
     ]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
-
+from addp_backbone.runtime.option_parsing import parse_options
 from experiments.stages import Stage
 
 PER_IMAGE_FILE, METRICS_FILE = 'per_image.npz', 'metrics.json'
@@ -44,18 +42,12 @@ class Training:
         """The options as ``tools/train.py`` takes them.
 
         Raises:
-            ValueError: If one is not ``k=v``.
+            ValueError: If one is not ``k=v``, or cannot be read.
         """
-        if wrong := [option for option in self.options if '=' not in option]:
-            raise ValueError(f'training {self.name!r}: options are of the form key=value, got {", ".join(wrong)}')
-        return parse_options(self.options)
-
-
-def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` as ``--cfg-options`` reads it."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument('--options', nargs='+', action=DictAction, default={})
-    return dict(parser.parse_args(['--options', *options] if options else []).options)
+        try:
+            return parse_options(self.options)
+        except ValueError as error:
+            raise ValueError(f'training {self.name!r}: {error}') from error
 
 
 @dataclass(frozen=True)

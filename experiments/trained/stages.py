@@ -15,6 +15,7 @@ from addp_backbone.networks.arch import get_arch
 from addp_backbone.runtime.config_checks import check_data
 from addp_backbone.runtime.launch import load_config
 from addp_backbone.runtime.option_names import check_names
+from addp_backbone.runtime.option_parsing import config_option, parse_options
 from addp_backbone.runtime.option_values import check_values
 from experiments.probes.estimate import feature_seconds
 from experiments.stages import Stage
@@ -24,7 +25,6 @@ from experiments.trained.protocols import (
     TRAININGS_FOLDER,
     TrainedJob,
     Training,
-    parse_options,
 )
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ def backbone_options(name: str, cfg: Config, source: Source) -> list[str]:
     file = (options.get('init_cfg') or {}).get('checkpoint')
     found = [f'{prefix}.init_cfg=None']
     if file is not None:
-        found = [f'{prefix}.init_cfg.type=Pretrained', f'{prefix}.init_cfg.checkpoint={Path(file).absolute()}']
+        found = [
+            f'{prefix}.init_cfg.type=Pretrained',
+            config_option(f'{prefix}.init_cfg.checkpoint', Path(file).absolute()),
+        ]
     if source.is_timm:
         if options.get('pretrained'):
             found.append(f'{prefix}.pretrained=True')

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 
 from addp_backbone.runtime.launch import load_config
+from addp_backbone.runtime.option_parsing import ConfigOptions
 from pretrain.generation.sampling import SCHEDULES, Sampling
 from pretrain.networks.addp import ADDP
 from pretrain.weights.generator import PRECISIONS, load_generator
@@ -51,7 +51,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         'rounding depends on it; on a CPU tools/dist_generate.sh makes better use of the cores)',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='K=V', help='replaces values of the config'
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V', help='replaces values of the config'
     )
 
 

@@ -10,10 +10,11 @@ from running import ROOT
 from addp_backbone.detection.image_matches import ImageMatches
 from addp_backbone.files.image_results import write_image_results
 from addp_backbone.runtime.launch import load_config
+from addp_backbone.runtime.option_parsing import parse_options
 from experiments.probes.backbones import find_source
 from experiments.probes.bootstrap import bootstrap_scores, interval_of
 from experiments.trained.curves import curve_charts, read_curve
-from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, parse_options, read_protocols
+from experiments.trained.protocols import PER_IMAGE_FILE, MadeRun, read_protocols
 from experiments.trained.rows import read_rows
 from experiments.trained.section import trained_section
 from experiments.trained.stages import backbone_options, plan_trainings
