@@ -18,7 +18,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from addp_backbone.checkpoint.errors import CheckpointError
-from addp_backbone.checkpoint.matching import match_tensors, unwrap_state_dict
+from addp_backbone.checkpoint.matching import listed, match_tensors, unwrap_state_dict
 from addp_backbone.checkpoint.parts import ANCHOR, choose_part, find_vits
 from addp_backbone.checkpoint.storage import read_checkpoint, write_atomically
 from addp_backbone.checkpoint.transformers_names import ANCHOR as TRANSFORMERS_ANCHOR
@@ -315,7 +315,11 @@ def _check_trunk(report: ConversionReport, keep_cls: bool) -> None:
             shapes |= {f'blocks.{i}.{layer}.weight': (rows, columns), f'blocks.{i}.{layer}.bias': (rows,)}
         for layer in ('norm1', 'norm2'):
             shapes |= {f'blocks.{i}.{layer}.weight': (width,), f'blocks.{i}.{layer}.bias': (width,)}
-    mismatch = match_tensors(found, shapes)
+    if 'pos_embed' in found:
+        shapes['pos_embed'] = tuple(found['pos_embed'].shape)  # any grid; resized later
+    mismatch = match_tensors(found, {name: torch.empty(shape, device='meta') for name, shape in shapes.items()})
+    if mismatch.kinds:
+        raise CheckpointError(f'weights that cannot be used: {listed([f"{n} {k}" for n, k in mismatch.kinds.items()])}')
     if mismatch.shapes:
         wrong = [f'{name}: got {got}, wanted {wanted}' for name, (got, wanted) in mismatch.shapes.items()]
         raise CheckpointError(f'wrong shapes for a ViT {width} wide: {"; ".join(wrong)}')

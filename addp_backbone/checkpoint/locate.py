@@ -44,13 +44,13 @@ def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
         work_dir: The run's folder.
 
     Returns:
-        What ``last_checkpoint`` names, also if the folder was moved since; if that is missing or was cut while being
-        written, the newest ``iter_*.pth`` or ``epoch_*.pth``; None if there is none.
+        What ``last_checkpoint`` names, also if the folder was moved or copied since; if that is missing or was cut
+        while being written, the newest ``iter_*.pth`` or ``epoch_*.pth``; None if there is none.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
     named = pointer.read_text(encoding='utf-8').strip() if pointer.is_file() else ''
-    for candidate in (Path(named), work_dir / Path(named).name):
+    for candidate in (work_dir / Path(named).name, Path(named)):  # the folder may be a copy of the one that is named
         if named and candidate.is_file():
             return candidate
     newest = max(saved_checkpoints(work_dir), key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -85,7 +85,7 @@ def find_resumable_checkpoint(work_dir: str | Path) -> Path | None:
     if latest is None:
         return None
     damaged: dict[Path, Verdict] = {}
-    for candidate in (latest, *(path for path in saved_checkpoints(work_dir) if path != latest)):
+    for candidate in (latest, *(path for path in saved_checkpoints(latest.parent) if _is_earlier(path, latest))):
         verdict = examine(candidate)
         if verdict:
             if damaged:
@@ -97,6 +97,12 @@ def find_resumable_checkpoint(work_dir: str | Path) -> Path | None:
         f'no checkpoint in {work_dir} is whole, so there is nothing to resume from:{listed}\nRemove them to start from '
         'the beginning, or give --resume a copy'
     )
+
+
+def _is_earlier(path: Path, latest: Path) -> bool:
+    """Whether a checkpoint may be the same run's; an older file of a later iteration is that of an earlier run."""
+    is_left_over = _number(path) > _number(latest) and path.stat().st_mtime_ns < latest.stat().st_mtime_ns
+    return path != latest and not is_left_over
 
 
 def _describe_fallback(chosen: Path, damaged: dict[Path, Verdict]) -> str:

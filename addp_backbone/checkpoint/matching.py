@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from addp_backbone.checkpoint.errors import CheckpointError, refuse_partial
@@ -26,7 +27,7 @@ class Mismatch:
         missing: Wanted names that the checkpoint lacks.
         unexpected: Names in the checkpoint that nobody wants.
         shapes: Name -> (shape found, shape wanted), where the two differ.
-        kinds: Name -> what the entry is instead of a tensor of the wanted kind of numbers.
+        kinds: Name -> what the entry is instead of a tensor of the wanted kind of numbers, all of them finite.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -75,7 +76,8 @@ def match_tensors(
     Args:
         given: The checkpoint's state dict; the tensors may be numpy arrays.
         wanted: The network's tensors by name, or shapes. Of a tensor the kind of numbers is compared too: floating
-            point weights must not come from integers, nor the other way round. Precisions may differ.
+            point weights must not come from integers, nor the other way round. Precisions may differ. Values that are
+            not finite are never wanted: training would call them a loss that diverged.
         optional: Wanted names that may be absent.
 
     Returns:
@@ -96,11 +98,22 @@ def match_tensors(
         elif isinstance(target, Tensor) and _is_floating(tensor) != target.is_floating_point():
             kind = 'floating point' if target.is_floating_point() else str(target.dtype)
             found.kinds[name] = f'holds {tensor.dtype}, wanted {kind}'
+        elif not _is_finite(tensor):
+            found.kinds[name] = 'holds values that are not finite'
     return found
 
 
 def _is_floating(tensor: Tensor | np.ndarray) -> bool:
     return tensor.is_floating_point() if isinstance(tensor, Tensor) else tensor.dtype.kind == 'f'
+
+
+def _is_finite(tensor: Tensor | np.ndarray) -> bool:
+    """Whether all values are finite, by one sum, in which an infinite or undefined one shows."""
+    if not _is_floating(tensor) or (isinstance(tensor, Tensor) and tensor.is_meta):
+        return True
+    values = tensor if isinstance(tensor, Tensor) else torch.from_numpy(tensor)
+    total = values.float().sum() if values.itemsize < 4 else values.sum()
+    return bool(total.isfinite()) or bool(values.isfinite().all())  # finite values may have an infinite sum
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Any], source: str, advice: str) -> None:
@@ -141,10 +154,13 @@ def split_checkpoint(checkpoint: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
         The state dict, and the entries outside of it (optimizer, epoch, arguments ...).
 
     Raises:
-        CheckpointError: If there is no state dict, more than one, or a part of one without its frozen base.
+        CheckpointError: If there is no state dict, more than one, one whose names are no text, or a part of one without
+            its frozen base.
     """
     refuse_partial(checkpoint, 'the checkpoint')
     if any(isinstance(value, Tensor | np.ndarray) for value in checkpoint.values()):
+        if unnamed := [name for name in checkpoint if not isinstance(name, str)]:
+            raise CheckpointError(f'an entry is called {unnamed[0]!r}, which is no name of a tensor')
         return checkpoint, {}
     nested = [key for key in WRAPPER_KEYS if isinstance(checkpoint.get(key), Mapping)]
     if len(nested) > 1:

@@ -25,6 +25,7 @@ from addp_backbone.checkpoint.errors import CheckpointError, refuse_remote
 from addp_backbone.checkpoint.foreign import foreign_kind
 from addp_backbone.checkpoint.integrity import (
     OversizeError,
+    check_memory,
     sign_archive,
     sign_safetensors,
     unsigned_metadata,
@@ -126,9 +127,14 @@ def write_atomically(state_dict: Mapping[str, Tensor], path: str | Path) -> None
         path: ``.safetensors`` or a torch file by its ending.
 
     Raises:
-        CheckpointError: If the file cannot be written (disk full, folder read-only).
+        CheckpointError: If the file cannot be written (disk full, folder read-only), or does not fit into memory.
     """
     path = Path(path)
+    copied = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
+    try:
+        check_memory(2 * copied)  # more than the file that was read where tensors shared their storage there
+    except OversizeError as error:
+        raise CheckpointError(f'{path} is not written: its copies take too much; {error}') from error
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state_dict.items()}
     if path.suffix == '.safetensors':
         content = sign_safetensors(save(tensors, unsigned_metadata()))

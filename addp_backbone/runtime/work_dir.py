@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from addp_backbone.runtime.config_checks import LaunchError
 OWNER_FILE = '.owner.json'
 LAUNCH_VARIABLES = ('SLURM_JOB_ID', 'ADDP_LAUNCH_ID')  # one value for all attempts of a run that is started again
 _BOOT_ID = Path('/proc/sys/kernel/random/boot_id')
+_NAMESPACE = Path('/proc/self/ns/pid')  # containers count processes each from 1, and may share the host's name
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Owner:
         start: What tells it from a later process of the same id: boot and start time; '' where the system does not say.
         launch: Identifies the job that started it; '' if none did.
         since: When it took the folder, in local time.
+        namespace: Within which its process id holds; '' where the system does not say.
     """
 
     host: str
@@ -36,18 +38,25 @@ class Owner:
     start: str
     launch: str
     since: str
+    namespace: str = ''
 
     @classmethod
     def this_process(cls) -> Owner:
         """This process."""
         launch = next((os.environ[name] for name in LAUNCH_VARIABLES if os.environ.get(name)), '')
         since = time.strftime('%Y-%m-%d %H:%M:%S')
-        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), launch, since)
+        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), launch, since, _namespace())
 
-    def is_alive(self) -> bool | None:
-        """Whether it still runs; None if this host cannot tell."""
+    def is_alive(self, lock: Path) -> bool | None:
+        """Whether it still runs; None if this host cannot tell.
+
+        Args:
+            lock: The file that names it, which it holds locked.
+        """
         if self.host != socket.gethostname():
             return None
+        if self.namespace and self.namespace != _namespace():  # its process id means nothing here
+            return _is_locked(lock)
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -70,30 +79,41 @@ def owned(work_dir: str | Path) -> Iterator[None]:
     path = Path(work_dir) / OWNER_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     me = Owner.this_process()
+    with ExitStack() as held:
+        _take(path, me, held)
+        try:
+            yield
+        finally:
+            if read_owner(path) == me:
+                path.unlink(missing_ok=True)
+
+
+def _take(path: Path, me: Owner, held: ExitStack) -> None:
+    """Writes the lock file in place of a dead owner's, and holds it locked."""
     with _turn(path.parent):
         while not _create(path, me):
             other = read_owner(path)
             if other is not None:  # else it has just ended, or left a damaged file
                 _check_gone(other, me, path)
             path.unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        if read_owner(path) == me:
-            path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR)
+        held.callback(os.close, descriptor)
+        with suppress(OSError):  # some network file systems have no locks; then process ids alone tell
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_owner(path: Path) -> Owner | None:
     """Who a lock file names; None if there is no file, or not a whole one."""
     try:
-        return Owner(**json.loads(path.read_text(encoding='utf-8')))
-    except (FileNotFoundError, ValueError, TypeError):
+        owner = Owner(**json.loads(path.read_text(encoding='utf-8')))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
+    return owner if type(owner.pid) is int and 0 < owner.pid < 2**31 else None
 
 
 def _check_gone(other: Owner, me: Owner, path: Path) -> None:
     """Raises LaunchError unless the owner is dead, or an earlier attempt of this very job on another host."""
-    alive = other.is_alive()
+    alive = other.is_alive(path)
     who = f'process {other.pid} on host {other.host} since {other.since}'
     if alive:
         raise LaunchError(
@@ -135,6 +155,25 @@ def _turn(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process of this machine, in whatever container, holds a file locked; None where files have no locks."""
+    try:
+        with path.open('r+', encoding='utf-8') as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
+def _namespace() -> str:
+    try:
+        return str(_NAMESPACE.readlink())
+    except OSError:
+        return ''
 
 
 def _start_of(pid: int) -> str:

@@ -202,6 +202,21 @@ def test_a_wrong_shape_is_an_error_with_both_shapes():
         convert_state_dict(tiny_addp() | {'blocks.1.mlp.fc1.bias': torch.zeros(5)})
 
 
+@pytest.mark.parametrize(
+    ('value', 'message'),
+    [
+        (torch.full((128,), float('nan')), 'holds values that are not finite'),
+        (torch.zeros(128, dtype=torch.complex64), 'holds torch.complex64, wanted floating point'),
+        (torch.zeros(128, dtype=torch.int32), 'holds torch.int32, wanted floating point'),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused_and_not_called_mapped(value, message):
+    with pytest.raises(CheckpointError, match=rf'blocks\.1\.mlp\.fc1\.bias {message}'):
+        convert_state_dict(tiny_addp() | {'blocks.1.mlp.fc1.bias': value})
+    with pytest.raises(CheckpointError, match='pos_embed holds values'):
+        convert_state_dict(tiny_addp() | {'pos_embed': torch.full_like(tiny_addp()['pos_embed'], float('inf'))})
+
+
 def test_the_missing_tensors_are_listed():
     weights = tiny_addp()
     del weights['blocks.0.norm2.bias'], weights['pos_embed'], weights['tokenizer_norm.weight']

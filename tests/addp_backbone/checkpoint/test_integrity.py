@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from addp_backbone.checkpoint.errors import CheckpointError
 from addp_backbone.checkpoint.integrity import CHECKSUMS, SIGNED, UNCHECKED, examine, verify
+from addp_backbone.checkpoint.locate import find_resumable_checkpoint
 from addp_backbone.checkpoint.storage import read_checkpoint, write_atomically
 from addp_backbone.files.atomic import remove_abandoned_parts, replace_file
 from addp_backbone.runtime.launch import set_resume
@@ -102,6 +103,15 @@ def test_resume_goes_on_from_the_newest_whole_checkpoint_and_says_what_is_lost(
         set_resume(cfg, 'auto')
 
 
+def test_the_fallback_is_never_a_later_checkpoint_that_an_earlier_run_left_in_the_folder(tmp_path: Path) -> None:
+    for age, iteration in enumerate((2, 4, 900)):  # the folder was trained in before
+        write_atomically(TENSORS, tmp_path / f'iter_{iteration}.pth')
+        os.utime(tmp_path / f'iter_{iteration}.pth', (1e9 - age, 1e9 - age))
+    (tmp_path / 'iter_4.pth').write_bytes(b'')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
+    assert find_resumable_checkpoint(tmp_path) == tmp_path / 'iter_2.pth'
+
+
 def test_a_run_signs_its_checkpoints_and_a_damaged_one_costs_its_iterations_only(tmp_path: Path) -> None:
     unbroken = train_toy(toy_config(tmp_path))
     path = tmp_path / 'iter_6.pth'
@@ -139,6 +149,14 @@ def test_parts_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_p
     removed = remove_abandoned_parts(tmp_path)
     assert sorted(removed) == sorted([names[dead.pid], f'.a.pth.elsewhere.{dead.pid}.part'])
     assert (tmp_path / names[os.getpid()]).exists() and (tmp_path / '.other.part').exists()
+
+
+def test_copies_of_tensors_that_share_few_bytes_are_refused_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('addp_backbone.checkpoint.integrity.available_memory', lambda: 10**9)
+    with pytest.raises(CheckpointError, match=r'is not written: .*takes 8\.0 GB of memory, and 1\.0 GB are'):
+        write_atomically(dict.fromkeys(map(str, range(1000)), torch.zeros(1).expand(10**6)), tmp_path / 'a.pth')
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,22 @@ def test_every_difference_is_named_with_what_was_found_and_wanted() -> None:
     assert 'Missing: gone. Unknown to the model: extra. Of another shape: w (3, 2) instead of (2, 3)' in str(mismatch)
 
 
+@pytest.mark.parametrize('kind', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_values_that_are_not_finite_are_a_difference_and_a_sum_beyond_the_range_is_none(kind: torch.dtype) -> None:
+    for value in (float('nan'), float('inf'), float('-inf')):
+        tensor = torch.zeros(3, dtype=kind)
+        tensor[1] = value
+        found = match_tensors({**WANTED, 'b': tensor}, WANTED)
+        assert found.kinds == {'b': 'holds values that are not finite'}
+    assert not match_tensors({**WANTED, 'b': torch.full((3,), torch.finfo(kind).max, dtype=kind)}, WANTED)
+    assert match_tensors({**WANTED, 'b': np.array([0, np.nan, 0])}, WANTED).kinds
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    with pytest.raises(CheckpointError, match='an entry is called 5'):
+        unwrap_state_dict({'model': {'w': torch.zeros(1), 5: torch.zeros(1)}})
+
+
 def test_a_long_list_of_names_is_cut_with_their_number() -> None:
     assert 'w9 and 15 more' in str(match_tensors({}, {f'w{i}': (1,) for i in range(25)}))
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -76,6 +77,12 @@ def deflated(path: Path) -> None:
             archive.writestr(name, content)
 
 
+def sparse(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.save({'w': torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (HUGE,))}, path)
+
+
 def subclass(path: Path) -> None:
     torch.save({'w': Call(torch._tensor._rebuild_from_type_v2, torch.FloatTensor, torch.Tensor, (HUGE,), {})}, path)
 
@@ -105,6 +112,8 @@ HOSTILE: dict[str, Callable[[Path], Any]] = {
     'c.pth: a tensor class': lambda path: torch.save({'w': Call(torch.FloatTensor, HUGE)}, path),
     'd.pth: a tensor larger than its storage': big_tensor,
     'e.pth: a tensor that repeats one number': repeated_tensor,
+    'j.pth: a sparse tensor': sparse,
+    'k.pth: a tensor without values': lambda path: torch.save({'w': torch.empty(HUGE, device='meta')}, path),
     'f.pth: a storage larger than its entry': big_storage,
     'g.pth: a storage of the old format': legacy_storage,
     'h.pth: a compressed archive': deflated,

@@ -227,6 +227,14 @@ def test_the_latest_checkpoint_is_found_when_its_pointer_was_cut_or_the_folder_m
     assert find_latest_checkpoint(tmp_path / 'empty') is None
 
 
+def test_of_a_copied_run_the_copys_checkpoint_is_the_latest_not_the_originals(tmp_path: Path) -> None:
+    for folder in ('original', 'copy'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'iter_2.pth').touch()
+        (tmp_path / folder / 'last_checkpoint').write_text(str(tmp_path / 'original/iter_2.pth'))
+    assert find_latest_checkpoint(tmp_path / 'copy') == tmp_path / 'copy/iter_2.pth'
+
+
 def test_a_run_killed_while_saving_leaves_a_whole_checkpoint_to_resume_from(tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 
 from addp_backbone.runtime.config_checks import LaunchError
 from addp_backbone.runtime.work_dir import OWNER_FILE, Owner, _start_of, owned, read_owner
+
+DAMAGED_ID = '{"host": "elsewhere", "pid": %s, "start": "", "launch": "", "since": ""}'
 
 
 @pytest.fixture
@@ -79,7 +82,22 @@ def test_a_requeued_job_takes_over_from_its_earlier_attempt_on_another_host(
         pass
 
 
-@pytest.mark.parametrize('content', ['', '{"host": ', '{"host": "x"}'])
+def test_in_another_container_of_the_same_host_name_the_lock_on_the_file_tells(tmp_path: Path) -> None:
+    lock_of(tmp_path, 2**22 + 1, namespace='pid:[1]')  # an id of no process here
+    with (tmp_path / OWNER_FILE).open('r+') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(LaunchError, match='in use by another training'), owned(tmp_path):
+            pass
+    with owned(tmp_path), (tmp_path / OWNER_FILE).open('r+') as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_of(tmp_path, os.getpid(), namespace='pid:[1]', start='another boot 7')
+    with owned(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    'content', ['', '{"host": ', '{"host": "x"}', '[' * 10_000, *(DAMAGED_ID % pid for pid in ('"1"', '-1', '1e40'))]
+)
 def test_a_damaged_lock_holds_nobody_up(tmp_path: Path, content: str) -> None:
     (tmp_path / OWNER_FILE).write_text(content)
     with owned(tmp_path):
