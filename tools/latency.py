@@ -1,6 +1,6 @@
 """Times a trained model: in torch, compiled, and as an ONNX file in onnxruntime; median and spread in one table.
 
-Run:  python tools/latency.py CONFIG CKPT photo.jpg [--threads 1] [--repeats 20] [--size H W]
+Run:  python tools/latency.py CONFIG CKPT photo.jpg [--threads 1] [--repeats 20] [--precision int8]
 
 The photograph goes through the config's test pipeline once; what is timed is the network with suppression and mask
 heads, not reading and resizing. model.predict alone also brings masks or class maps to the photograph's size. The CPU
@@ -18,6 +18,7 @@ from command_line import OK, make_parser, run_command
 
 from addp_backbone.export.command import time_model
 from addp_backbone.export.latency import format_table
+from addp_backbone.export.precision import PRECISIONS
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,6 +30,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=0, metavar='N', help='of the CPU (default: all cores)')
     parser.add_argument('--repeats', type=int, default=20, metavar='N', help='timed calls (default: %(default)s)')
     parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'), help='fixed size of the inputs in pixels')
+    parser.add_argument(
+        '--precision',
+        nargs='+',
+        choices=PRECISIONS[1:],
+        default=[],
+        help='time these smaller files, too; tools/export.py tells what they cost',
+    )
     args = parser.parse_args(argv)
     if args.repeats < 2 or args.threads < 0:
         parser.error(f'--repeats must be at least 2 and --threads at least 0, got {args.repeats} and {args.threads}')
@@ -37,7 +45,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Times and prints the table."""
-    shape, timings = time_model(args.config, args.checkpoint, args.image, args.size, args.threads, args.repeats)
+    shape, timings = time_model(
+        args.config, args.checkpoint, args.image, args.size, args.threads, args.repeats, args.precision
+    )
     print(f'input {tuple(shape)}, {args.threads or "all"} threads, {args.repeats} calls each')
     print(format_table(timings))
     return OK

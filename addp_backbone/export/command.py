@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from mmengine.model import BaseTTAModel
 from addp_backbone.export.build import plan_export
 from addp_backbone.export.comparison import Comparison, Difference, largest
 from addp_backbone.export.evaluation import evaluate_onnx
-from addp_backbone.export.latency import Timing, compare_latency
+from addp_backbone.export.latency import Timing, compare_latency, measure
 from addp_backbone.export.onnx_file import check_packages, write_onnx
 from addp_backbone.export.onnx_model import OnnxModel
 from addp_backbone.export.plan import ExportError, Plan
@@ -116,7 +117,13 @@ def evaluate_model(config: str, checkpoint: str, onnx_file: str | Path) -> dict[
 
 
 def time_model(
-    config: str, checkpoint: str, image: str, size: Sequence[int] | None = None, num_threads: int = 0, repeats: int = 20
+    config: str,
+    checkpoint: str,
+    image: str,
+    size: Sequence[int] | None = None,
+    num_threads: int = 0,
+    repeats: int = 20,
+    precisions: Sequence[str] = (),
 ) -> tuple[Sequence[int], list[Timing]]:
     """Times a model on the CPU, in torch and exported.
 
@@ -127,6 +134,7 @@ def time_model(
         size: See :func:`export_model`.
         num_threads: Of the CPU; 0 = all cores.
         repeats: Timed calls of each way.
+        precisions: Of smaller files, 'fp16' or 'int8', that are timed besides.
 
     Returns:
         Shape of the input, and the timings.
@@ -141,6 +149,15 @@ def time_model(
     predictor = Predictor(config, checkpoint, device='cpu')
     plan = _plan(predictor, 'model', size)
     with tempfile.TemporaryDirectory() as folder:
-        onnx_model = OnnxModel(write_onnx(plan, Path(folder) / 'model.onnx'), num_threads)
+        file = write_onnx(plan, Path(folder) / 'model.onnx')
+        onnx_model = OnnxModel(file, num_threads)
         images, samples = Comparison(predictor, onnx_model).prepare(image)
-        return images.shape, compare_latency(predictor.model, plan, onnx_model, images, samples, repeats)
+        timings = compare_latency(predictor.model, plan, onnx_model, images, samples, repeats)
+        arrays = images.numpy()
+        sizes = [tuple(sample.img_shape[:2]) for sample in samples] if plan.with_sizes else None
+        for precision in precisions:
+            smaller = Path(folder) / f'{precision}.onnx'
+            reduce_precision(file, smaller, precision)
+            run = partial(OnnxModel(smaller, num_threads).run, arrays, sizes)
+            timings.append(measure(f'onnxruntime, {precision}', run, repeats))
+        return images.shape, timings

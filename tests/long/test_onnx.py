@@ -200,11 +200,12 @@ def test_a_model_is_timed_in_one_table(
     monkeypatch.setattr(shutil, 'which', lambda program: None)  # compiling takes minutes
     config = request.getfixturevalue(name)[1].with_suffix('.py')
     arguments = [str(config), str(config.with_suffix('.pth')), str(photograph), '--threads', '1', '--repeats', '2']
-    assert LATENCY(arguments) == 0
+    assert LATENCY([*arguments, '--precision', 'int8']) == 0
     lines = capsys.readouterr().out.splitlines()
     first, _, *rows = lines[[line.startswith('input (1, 3, ') for line in lines].index(True) :]
-    assert first.endswith('1 threads, 2 calls each') and len(rows) == 5
-    assert [len(re.findall(r'[0-9]+\.[0-9]', row)) for row in rows] == [3, 3, 3, 0, 3]
+    assert first.endswith('1 threads, 2 calls each') and len(rows) == 6
+    assert [len(re.findall(r'[0-9]+\.[0-9]', row)) for row in rows] == [3, 3, 3, 0, 3, 3]
+    assert rows[-1].startswith('onnxruntime, int8')
 
 
 def test_a_smaller_file_states_its_loss(
