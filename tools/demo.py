@@ -46,6 +46,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.work_dirs and not args.model:
         parser.error('give at least one WORK_DIR or --model CONFIG CKPT')
+    if args.port is not None and not 1 <= args.port <= 65535:
+        parser.error(f'--port must be 1 to 65535, got {args.port}')
     return args
 
 

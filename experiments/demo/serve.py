@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,26 @@ def check_gradio() -> None:
         )
 
 
+def check_address(host: str, port: int | None) -> None:
+    """Refuses to start where the page could not be served; Gradio would wait for a server that does not begin.
+
+    Args:
+        host: The interface.
+        port: None for any.
+
+    Raises:
+        OSError: If the host is none of this machine, or the port is taken.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except (OSError, UnicodeError) as error:
+        what = f'host {host}' if port is None else f'host {host}, port {port}'
+        raise OSError(f'the page cannot be served on {what}: {error}') from error
+
+
 @contextmanager
 def serve(
     predictors: Loaded[Predictor], generators: Loaded[ImageGenerator], host: str = LOCAL_HOST, port: int | None = None
@@ -78,9 +99,10 @@ def serve(
 
     Raises:
         ValueError: If Gradio is missing.
-        OSError: If the port is taken.
+        OSError: If the port is taken, or the host is none of this machine.
     """
     check_gradio()
+    check_address(host, port)
     os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_OFFLINE='1')  # read when Gradio is imported
     with tempfile.TemporaryDirectory(prefix='addp-demo-') as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
