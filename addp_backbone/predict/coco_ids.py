@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ class CocoIds:
 
     def __init__(self, categories: Sequence[Identifier], images: Mapping[Path, Identifier] | None = None) -> None:
         self.categories = list(categories)
-        self.images = {str(path.resolve()): key for path, key in (images or {}).items()}
+        self.images = {_name(str(path)): key for path, key in (images or {}).items()}
+        self._targets: dict[str, Identifier] = {}  # where links lead; several images may be links to one file
+        for path, key in (images or {}).items():
+            self._targets.setdefault(str(path.resolve()), key)
         self._next = max([0, *(key for key in self.images.values() if isinstance(key, int))]) + 1
 
     @classmethod
@@ -51,17 +55,24 @@ class CocoIds:
 
     def image_id(self, image: str) -> Identifier:
         """The id of an image file, a URL, or a frame (``VIDEO#NUMBER``); always the same for the same image."""
-        image = image if is_url(image) else str(Path(image).resolve())
-        key = self.images.get(image)
+        name = _name(image)
+        key = self.images.get(name)
+        if key is None and not is_url(image):
+            key = self._targets.get(str(Path(image).resolve()))
         if key is None:
             key, self._next = self._next, self._next + 1
-            self.images[image] = key
+        self.images[name] = key
         return key
 
     def remember(self, images: Mapping[str, Identifier]) -> None:
         """Keeps ids that an earlier run gave."""
-        self.images.update({image if is_url(image) else str(Path(image).resolve()): k for image, k in images.items()})
+        self.images.update({_name(image): key for image, key in images.items()})
         self._next = max([self._next, *(key + 1 for key in images.values() if isinstance(key, int))])
+
+
+def _name(image: str) -> str:
+    """A path that does not depend on the current folder; links stay as they are. A URL as it is."""
+    return image if is_url(image) else os.path.normpath(Path(image).absolute())
 
 
 def table_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:

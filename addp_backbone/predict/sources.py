@@ -73,12 +73,15 @@ def find_sources(
             given[video] = name.rpartition('/')[0]
             taken.videos.add(given[video].casefold())
     found: dict[str, str] = {}
+    seen: set[str] = set()  # a file counts once, whether it is given by a relative path or not
     videos: list[str] = []
     for source in map(str, sources):
         root = Path(source)
         for item in _items_of(source, None if out is None else Path(out), allow_urls):
-            if item in found:
+            place = item if is_stream(item) or is_url(item) else os.path.normpath(Path(item).absolute())
+            if place in seen:
                 continue
+            seen.add(place)
             if is_stream(item) or (is_video_name(item) and not is_url(item)):
                 videos.append(item)
                 found[item] = given.get(item) or taken.add_video(_name_of(item, root))

@@ -21,6 +21,7 @@ from pycocotools import mask as coco_masks
 
 from addp_backbone.datasets.palette import class_palette
 from addp_backbone.files.images import read_image
+from addp_backbone.predict.coco_ids import CocoIds
 from addp_backbone.predict.overlays import draw_class_map, draw_instances
 from addp_backbone.predict.predictions import ClassInfo, prediction_from_sample
 from addp_backbone.predict.predictor import Predictor, find_classes
@@ -203,6 +204,28 @@ class Touch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.path,)
+
+
+def test_a_file_counts_once_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'photos').mkdir()
+    for name in ('a.png', 'b.png'):
+        (tmp_path / 'photos' / name).write_bytes(b'')
+    monkeypatch.chdir(tmp_path)
+    found = find_images(['photos', 'photos/../photos/*.png', tmp_path / 'photos/b.png', './photos/a.png'])
+    assert found == {Path('photos/a.png'): 'a', Path('photos/b.png'): 'b'}
+
+
+def test_images_that_are_links_to_one_file_have_ids_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / 'blob').write_bytes(b'')
+    (tmp_path / 'photos').mkdir()
+    images = {tmp_path / 'photos' / name: number for name, number in (('a.png', 5), ('b.png', 3))}
+    for path in images:
+        path.symlink_to('../blob')
+    (tmp_path / 'elsewhere').symlink_to('photos')
+    ids = CocoIds([1], images)
+    assert [ids.image_id(str(path)) for path in images] == [5, 3]
+    assert ids.image_id(str(tmp_path / 'elsewhere/a.png')) == 5, 'found by where the link leads'
+    assert [ids.image_id(name) for name in ('other.png', 'http://a/b.png', 'other.png')] == [6, 7, 6]
 
 
 def test_files_folders_and_patterns_are_found_once_under_unique_names(tmp_path: Path) -> None:
