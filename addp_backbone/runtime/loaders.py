@@ -26,11 +26,19 @@ SHARED_MEMORY = Path('/dev/shm')
 
 
 def set_worker_timeouts(cfg: Config, timeout_s: float = WORKER_TIMEOUT_S) -> None:
-    """Gives every data loader with workers a ``timeout``, unless the config has one; changes ``cfg``."""
+    """Gives every data loader with workers a ``timeout``, unless the config has one; changes ``cfg``.
+
+    Loaders without workers have none, as torch wants it: the config that a run leaves in its work dir has the timeout,
+    and may be used again with ``num_workers=0``.
+    """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
-        if loader and loader.get('num_workers', 0) > 0:
+        if not loader:
+            continue
+        if loader.get('num_workers', 0) > 0:
             loader.setdefault('timeout', timeout_s)
+        else:
+            loader.pop('timeout', None)
 
 
 @HOOKS.register_module()
@@ -60,7 +68,7 @@ def check_shared_memory(needed: int, free: int, num_workers: int) -> None:
             f'{num_workers} data workers need about {needed / 1e6:.0f} MB of shared memory for the batches they '
             f'prepare, {SHARED_MEMORY} has {free / 1e6:.0f} MB free: docker run --shm-size=8g ..., a smaller '
             'train_dataloader.num_workers, or --cfg-options train_dataloader.num_workers=0 '
-            'train_dataloader.persistent_workers=False train_dataloader.timeout=0'
+            'train_dataloader.persistent_workers=False'
         )
 
 

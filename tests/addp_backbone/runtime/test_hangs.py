@@ -73,6 +73,9 @@ def test_timeouts_are_set_where_a_config_leaves_them_open() -> None:
     assert cfg.train_dataloader.timeout == 600 and 'timeout' not in cfg.val_dataloader
     cfg = Config(dict(train_dataloader=dict(num_workers=2, timeout=5), env_cfg=dict(dist_cfg=dict(timeout=60))))
     assert set_timeouts(cfg) == 60 and cfg.train_dataloader.timeout == 5
+    cfg.train_dataloader.num_workers = 0  # of a run's own config, in which the timeout stands
+    set_timeouts(cfg)
+    next(iter(DataLoader(range(2), **cfg.train_dataloader)))
 
 
 class Sleeper:
