@@ -20,7 +20,7 @@ from addp_backbone.files.atomic import replace_file
 from experiments.probes.scores import mean_iou, pixel_accuracy
 
 RESULTS_FILE, REPORT_FILE, ROWS_FOLDER = 'results.json', 'report.html', 'rows'
-_VERSION = 1  # of what a row's score depends on besides its inputs: raise it when a protocol changes
+_VERSION = 2  # of what a row's score depends on besides its inputs: raise it when a protocol changes
 
 
 @dataclass(frozen=True)

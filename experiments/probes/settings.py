@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from experiments.probes.linear import ITERS
-from experiments.probes.logistic import L2, MAX_ITERS
+from experiments.probes.logistic import FEW_PATCHES, L2, MAX_ITERS, MAX_ITERS_OF_FEW
 from experiments.probes.retrieval import MEMORY_SIZE, NEIGHBOURS, TEMPERATURE
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class ProbeSettings:
     def of_protocol(self, protocol: str) -> dict[str, float | int]:
         """The numbers that a protocol's score depends on."""
         if protocol == LOGISTIC:
-            return dict(patches=self.num_patches, l2=self.l2, max_iters=MAX_ITERS)
+            few = dict(few_patches=FEW_PATCHES, max_iters_of_few=MAX_ITERS_OF_FEW)
+            return dict(patches=self.num_patches, l2=self.l2, max_iters=MAX_ITERS, **few)
         if protocol == KNN:
             return dict(memory=self.memory_size, neighbours=NEIGHBOURS, temperature=TEMPERATURE)
         return dict(iters=self.linear_iters)

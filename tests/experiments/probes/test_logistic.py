@@ -32,6 +32,19 @@ def test_coefficients_are_those_of_scikit_learn(sample):
     np.testing.assert_allclose(bias - bias.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-5)
 
 
+def test_few_patches_that_a_line_divides_are_solved_to_scikit_learns_optimum_with_the_defaults():
+    linear_model = pytest.importorskip('sklearn.linear_model', reason='scikit-learn is not installed; make setup does')
+    rng = np.random.default_rng(1)
+    y = np.arange(150) % 3
+    x = (rng.normal(size=(150, 40)) + 2 * np.eye(3)[y] @ rng.normal(size=(3, 40))).astype(np.float32)
+    standardised = (x - x.mean(0)) / x.std(0)
+    theirs = linear_model.LogisticRegression(C=1 / (1e-5 * 150), tol=1e-9, max_iter=20000).fit(standardised, y)
+    ours, converged = fit_logistic(torch.from_numpy(x), torch.eye(3)[y])
+    weight = ours.weight.numpy() * x.std(0)
+    assert converged and weight.dtype == np.float32
+    np.testing.assert_allclose(weight, theirs.coef_, atol=0.03 * np.abs(theirs.coef_).max())
+
+
 def test_the_gradient_of_the_objective_vanishes_at_the_solution(sample):
     x, y = torch.from_numpy(sample[0]), torch.eye(CLASSES)[sample[1]].double()
     ours, _ = fit_logistic(x, y, 1e-3, tolerance=1e-7)
