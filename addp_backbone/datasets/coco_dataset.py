@@ -82,7 +82,7 @@ class CocoInstances(BaseDataset):
             x, y, box_width, box_height = record['bbox']
             visible_w = min(x + box_width, width) - max(x, 0)
             visible_h = min(y + box_height, height) - max(y, 0)
-            if record.get('ignore') or visible_w <= 0 or visible_h <= 0:
+            if visible_w <= 0 or visible_h <= 0:
                 continue
             if record['area'] <= 0 or box_width < 1 or box_height < 1 or record['category_id'] not in labels:
                 continue
@@ -108,6 +108,6 @@ class CocoInstances(BaseDataset):
         if left_out:
             message = (
                 f'{self.ann_file}: {left_out} of {len(coco.annotations)} objects are not trained on (boxes under one '
-                'pixel or outside the image, marked to be ignored)'
+                'pixel or outside the image)'
             )
             print_log(message, logger='current')

@@ -308,12 +308,17 @@ class _Reader:
         return record if self._read_box(where, record, image) and self._read_area(where, record) else None
 
     def _read_crowd(self, where: str, record: Record) -> bool:
-        value = record.get('iscrowd', 0)
-        crowd = 0 if value is None else _whole_number(value) if not isinstance(value, bool) else int(value)
-        if crowd not in (0, 1):
-            self.error('crowd flag', where, f'iscrowd {value!r}, wanted 0 or 1')
-            return False
-        record['iscrowd'] = crowd
+        flags = {}
+        for key in ('iscrowd', 'ignore'):  # the second is of converters from VOC, for difficult objects
+            value = record.pop(key, None)
+            flag = 0 if value is None else _whole_number(value) if not isinstance(value, bool) else int(value)
+            if flag not in (0, 1):
+                self.error('crowd flag', where, f'{key} {value!r}, wanted 0 or 1')
+                return False
+            flags[key] = flag
+        if flags['ignore'] and not flags['iscrowd']:
+            self.mend('object marked as ignored', where, 'taken as crowd: neither trained on nor scored')
+        record['iscrowd'] = max(flags.values())
         return True
 
     def _read_mask(self, where: str, record: Record, image: Record) -> bool:

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, METRICS
 
 import addp_backbone  # noqa: F401  (registers data set and metric)
 from addp_backbone.datasets.coco import DetectionSplit, check_detection
-from addp_backbone.datasets.coco_file import CocoError, load_coco
+from addp_backbone.datasets.coco_file import CocoError, load_coco, read_coco
 from addp_backbone.datasets.findings import Findings
 
 
@@ -79,6 +79,30 @@ def test_each_class_has_its_own_figure_for_boxes_and_for_masks(tmp_path: Path) -
     figures = perfect_figures(save(content, tmp_path), only='blue')
     for kind in ('bbox', 'segm'):
         assert [figures[f'coco/{kind}_{name}_precision'] for name in NAMES] == [0.0, 1.0, 0.0]
+
+
+def test_objects_marked_as_ignored_are_neither_trained_on_nor_scored_and_reported(tmp_path: Path) -> None:
+    content = make_coco(3)
+    ignored = content['annotations'][0]
+    ignored['ignore'] = 1
+    path = save(content, tmp_path)
+    instances = build(path).get_data_info(0)['instances']
+    assert [one['ignore_flag'] for one in instances] == [1, 0]
+    metric = METRICS.build(dict(type='QuickCocoMetric', ann_file=str(path), metric='bbox'))
+    metric.dataset_meta = dict(classes=NAMES)
+    for item in build(path).data_list:
+        found = [one for one in item['instances'] if not one['ignore_flag']]
+        predictions = dict(
+            bboxes=torch.tensor([one['bbox'] for one in found], dtype=torch.float32),
+            scores=torch.ones(len(found)),
+            labels=torch.tensor([one['bbox_label'] for one in found]),
+        )
+        metric.process({}, [dict(img_id=item['img_id'], ori_shape=(HEIGHT, WIDTH), pred_instances=predictions)])
+    assert metric.evaluate(3)['coco/bbox_mAP'] == 1.0
+    findings = Findings()
+    coco = read_coco(path, findings)
+    assert [str(entry.kind) for entry in findings.entries] == ['mended: object marked as ignored']
+    assert [record['iscrowd'] for record in coco.annotations][:2] == [1, 0]
 
 
 def test_written_detections_have_the_data_sets_ids(tmp_path: Path) -> None:
