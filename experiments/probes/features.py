@@ -84,6 +84,15 @@ def feature_file(folder: Path, block: int, number: int) -> Path:
     return folder / f'block{block:02}' / f'{number:05}.npy'
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file of features is there and as long as its header says; one that was cut is made again."""
+    try:
+        np.load(path, mmap_mode='r')
+    except (OSError, EOFError, ValueError):
+        return False
+    return True
+
+
 def normalised(maps: Tensor) -> Tensor:
     """Tokens as probes take them: each with mean 0 and deviation 1 over its channels (LayerNorm without weights).
 
@@ -189,7 +198,7 @@ def missing_bytes(folder: Path, num_images: int, blocks: Sequence[int], grid: tu
         per_file
         for number in range(-(-num_images // IMAGES_PER_FILE))
         for block in blocks
-        if not feature_file(folder, block, number).is_file()
+        if not is_whole(feature_file(folder, block, number))
     )
 
 
@@ -251,7 +260,7 @@ class Extraction:
         return Features(folder.path, len(pairs))
 
     def _is_there(self, folder: Path, number: int) -> bool:
-        return all(feature_file(folder, block, number).is_file() for block in self.blocks)
+        return all(is_whole(feature_file(folder, block, number)) for block in self.blocks)
 
     @torch.inference_mode()
     def compute(self, backbone: nn.Module, images: Sequence[Path]) -> list[Tensor]:

@@ -78,6 +78,16 @@ def test_a_cut_run_goes_on_and_a_file_that_is_gone_is_made_again(tmp_path, pairs
     assert module.images == len(pairs) + 2
 
 
+@pytest.mark.parametrize('num_bytes', [0, 40, 200])
+def test_a_file_that_was_cut_is_made_again(num_bytes, tmp_path, pairs):
+    cache, module = FeatureCache(tmp_path / 'cache', 10**9), Counting()
+    found = extract(cache, KEY, module, pairs)
+    before, cut = found.map(0, BLOCKS).copy(), features.feature_file(found.folder, 3, 0)
+    cut.write_bytes(cut.read_bytes()[:num_bytes])
+    assert features.missing_bytes(found.folder, len(pairs), (3,), (1, 1), 1) > 0
+    np.testing.assert_array_equal(extract(cache, KEY, module, pairs).map(0, BLOCKS), before)
+
+
 def test_a_file_that_another_process_is_making_is_left_to_it_and_waited_for(tmp_path, pairs):
     cache, module = FeatureCache(tmp_path / 'cache', 10**9), Counting()
     context = multiprocessing.get_context('fork')
