@@ -8,7 +8,6 @@ is an error that names file and record.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from addp_backbone.runtime.config_checks import LaunchError
 Identifier = int | str
 Record = dict[str, Any]
 UNUSABLE = 'annotation file cannot be used'
+MAX_AREA = 1e15  # pixels; JSON's integers may be longer than any float
 MENDED = 'mended: '  # begins the kind of a finding about something that is not as COCO has it, but clear
 
 
@@ -195,6 +195,9 @@ class _Reader:
             if not isinstance(name, str) or not name.strip():
                 self.error('class name', label, f'name {name!r}, wanted text')
                 continue
+            if not _is_text(name):
+                self.error('class name', label, f'name {ascii(name)[:80]} holds half a character (a lone surrogate)')
+                continue
             if name != name.strip():
                 self.mend('class name with blanks around it', label, f'{name!r} is taken as {name.strip()!r}')
                 name = name.strip()
@@ -355,7 +358,7 @@ class _Reader:
 
     def _read_area(self, where: str, record: Record) -> bool:
         area = record.get('area')
-        if isinstance(area, (int, float)) and not isinstance(area, bool) and 0 < area < math.inf:
+        if isinstance(area, (int, float)) and not isinstance(area, bool) and 0 < area < MAX_AREA:
             return True
         mask, (_, _, width, height) = record.get('segmentation'), record['bbox']
         record['area'] = segmentation_area(mask) if mask else max(width, 0) * max(height, 0)
@@ -392,6 +395,15 @@ class _Reader:
                 self.mend(f'{name} is text', label, f'{name} {value!r} is taken as {found!r}')
             return found
         return None
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written: JSON can hold halves of characters, which no log and no config takes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _whole_number(value: Any) -> int | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
+
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 2000  # of Linux: of a file or folder, and about half of a path
 
 
 def file_name_problem(name: Any) -> str | None:
@@ -20,6 +23,12 @@ def file_name_problem(name: Any) -> str | None:
     path = PurePosixPath(name.replace('\\', '/'))
     if '..' in path.parts or path.is_absolute() or re.match(r'[A-Za-z]:', name):
         return 'leaves the image folder'
+    try:
+        sizes = [len(os.fsencode(part)) for part in path.parts]
+    except UnicodeEncodeError:
+        return 'holds half a character (a lone surrogate)'
+    if sum(sizes) > MAX_PATH_BYTES or max(sizes, default=0) > MAX_NAME_BYTES:
+        return f'is longer than file systems take ({MAX_NAME_BYTES} bytes a name)'
     return None
 
 

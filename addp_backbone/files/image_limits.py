@@ -84,6 +84,17 @@ def check_image_size(width: int, height: int) -> None:
         )
 
 
+def check_regular(path: str | Path) -> None:
+    """Refuses pipes and devices, from which reading would wait or take memory for ever.
+
+    Raises:
+        OSError: If the path exists and is no file (a folder is refused when it is opened).
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError('is a pipe or a device, wanted a file')
+
+
 @contextmanager
 def open_image(file: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     """Opens an image file, of which only the header is read, and closes it.
@@ -103,6 +114,8 @@ def open_image(file: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     limit = size_limits().max_pixels
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = None if limit == float('inf') else int(limit)
+    if isinstance(file, str | Path):
+        check_regular(file)
     with Image.open(file) as image:
         check_image_size(*image.size)
         yield image

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from addp_backbone.files.atomic import replace_file
-from addp_backbone.files.image_limits import MAX_PIXELS_VARIABLE, ImageSizeError, open_image
+from addp_backbone.files.image_limits import MAX_PIXELS_VARIABLE, ImageSizeError, check_regular, open_image
 
 # torchvision's list (torchvision.datasets.folder.IMG_EXTENSIONS): Pillow and OpenCV both read all of them.
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
@@ -172,6 +172,7 @@ def read_pixels(path: str | Path) -> NDArray[np.uint8]:
         OSError: As :func:`read_image`.
         ImageSizeError: As :func:`read_image`.
     """
+    check_regular(path)
     return decode_pixels(Path(path).read_bytes())
 
 
@@ -226,7 +227,7 @@ def read_mask(path: Path) -> NDArray[np.generic]:
     """
     try:
         with open_image(path) as image:
-            problem = _mask_problem(image)
+            problem = mask_problem(image)
             if problem is None:
                 return np.asarray(image)
     except ImageSizeError:
@@ -236,7 +237,7 @@ def read_mask(path: Path) -> NDArray[np.generic]:
     raise ValueError(problem)
 
 
-def _mask_problem(image: Image.Image) -> str | None:
+def mask_problem(image: Image.Image) -> str | None:
     """Why an image cannot hold class ids; None if it can."""
     if image.format in ('JPEG', 'MPO'):
         return 'is a JPEG, whose compression changes class ids: export the masks as PNG'

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
+from addp_backbone.datasets.file_names import file_name_problem
 from addp_backbone.datasets.formats.records import Records, read_text
 
 KINDS = ('rectanglelabels', 'polygonlabels', 'ellipselabels')
@@ -58,6 +59,8 @@ def _image_name(task: dict[str, Any], records: Records) -> str:
     local = parse_qs(parsed.query).get('d')
     name = PurePosixPath(unquote(local[0] if local else parsed.path)).name
     plain = re.sub(r'^[0-9a-f]{8}-', '', name)
+    if problem := file_name_problem(name):  # an image within the JSON, for instance
+        raise ValueError(f'the address {address[:80]!r} names no file: {problem}')
     return name if plain == name or (records.image_dir / name).is_file() else plain
 
 

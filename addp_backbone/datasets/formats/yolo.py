@@ -66,13 +66,15 @@ def read_name_file(path: Path) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f'{path}: is no YAML: {error}') from error
     names = content.get('names') if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise ValueError(f'{path}: wanted names: [a, b] or names: {{0: a, 1: b}}, got {names!r}')
+    # Aliases can make nested lists of a few bytes too long to be written out.
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
+        kind = type(names).__name__
+        raise ValueError(f'{path}: wanted names: [a, b] or names: {{0: a, 1: b}}, text or numbers, got a {kind}')
     return [str(name).strip() for name in names]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from coco_dialects import BROKEN_HEIGHT as HEIGHT
 from coco_dialects import BROKEN_WIDTH as WIDTH
@@ -22,6 +23,33 @@ from addp_backbone.datasets.findings import Findings
 from addp_backbone.datasets.segments import segmentation_bounds
 
 CONFIG = Config.fromfile(Path(__file__).parents[3] / 'det_configs' / 'addp_tiny_maskrcnn_128px.py')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'key', 'value'),
+    [
+        ('images', 'file_name', 'a' * 256 + '.png'),
+        ('images', 'file_name', 'b/' * 1500 + '.png'),
+        ('images', 'file_name', '\ud800.png'),
+        ('categories', 'name', 'c\ud800'),
+        ('annotations', 'area', 10**400),
+    ],
+)
+def test_names_that_no_system_takes_and_numbers_that_no_float_holds_are_findings(
+    kind: str, key: str, value: Any, tmp_path: Path
+) -> None:
+    box = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 9, 9], area=81, iscrowd=0)
+    image = dict(id=1, file_name='a.png', width=WIDTH, height=HEIGHT)
+    content: dict[str, Any] = dict(images=[image], annotations=[box], categories=[dict(id=1, name='c1')])
+    Image.new('RGB', (WIDTH, HEIGHT)).save(tmp_path / 'a.png')
+    content[kind][0][key] = value
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    findings = Findings()
+    data = check_detection([DetectionSplit('train', tmp_path / 'a.json', tmp_path)], findings)
+    if key == 'area':
+        assert not findings.num_errors and data.files['train'].annotations[0]['area'] == 81
+    else:
+        assert findings.num_errors
 
 
 @given(content=broken_files())

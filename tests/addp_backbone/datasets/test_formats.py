@@ -278,6 +278,23 @@ def test_class_names_come_from_text_json_and_yaml(name: str, text: str, tmp_path
     assert read_class_names(tmp_path / name) == ['red', 'blue']
 
 
+def test_names_of_yaml_that_aliases_make_endless_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ['a0: &a0 [x, x]', *(f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 9)}]' for i in range(1, 40))]
+    (tmp_path / 'data.yaml').write_text('\n'.join([*lines, 'names: [*a39]']))
+    with pytest.raises(ValueError, match='wanted names'):
+        read_class_names(tmp_path / 'data.yaml')
+
+
+def test_an_image_within_label_studios_json_is_an_error_of_its_task(images: Path, tmp_path: Path) -> None:
+    address = 'data:image/png;base64,' + 'A' * 10_000
+    result = dict(type='rectanglelabels', value=dict(rectanglelabels=['c'], x=1, y=1, width=9, height=9))
+    task = dict(data=dict(image=address), annotations=[dict(result=[result])])
+    (tmp_path / 'a.json').write_text(json.dumps([task]))
+    findings = Findings()
+    read_annotations(tmp_path / 'a.json', images, findings)
+    assert findings.num_errors and 'names no file' in '\n'.join(findings.lines(10))
+
+
 def test_a_list_of_a_split_has_names_with_or_without_folder_ending_and_flag(tmp_path: Path) -> None:
     (tmp_path / 'a.txt').write_text('a\nimages/b.jpg\nc  1\nd e.png\n')
     assert read_split_list(tmp_path / 'a.txt') == ['a', 'b', 'c', 'd e']
