@@ -47,7 +47,7 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition('=')
         if not equals or not key:
-            raise ValueError(f'options are of the form key=value, got {word!r}')
+            raise ValueError(f'options are of the form key=value, got {word}')
         try:
             options[key] = parse_value(text)
         except ValueError as error:
