@@ -37,7 +37,7 @@ from command_line import FAILED, OK, ROOT, make_parser, print_error, run_command
 from addp_backbone.files.atomic import replace_file
 from addp_backbone.runtime.environment import num_cores
 from experiments.probes.command import add_feature_arguments, cache_settings, report, show_progress
-from experiments.probes.comparison import BEST, choose_blocks, compare, read_rule, write_comparison
+from experiments.probes.comparison import BEST, check_rule, choose_blocks, compare, read_rule, write_comparison
 from experiments.probes.page import make_page
 from experiments.probes.plan import prepare, read_plan
 from experiments.probes.results import REPORT_FILE
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError('detection_iters goes with the key detection, a config')
     read_rows([], made)  # refuses what cannot be read before any long work
     prober, pictures = prepare(plan, cache_settings(args), args.out, report, num_cores(), show_progress)
+    check_rule(rule, prober.blocks)
     if 'detection' in extra:
         config, iters, amp = str(extra['detection']), extra.get('detection_iters'), plan.settings.precision == 'bf16'
         trainings += frozen_detection(config, prober.sources, plan.settings.seeds, args.out, iters, amp)

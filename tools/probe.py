@@ -29,7 +29,7 @@ from experiments.probes.data import DEFAULT_SIZE, MAX_OWN_SIDE_PX
 from experiments.probes.page import make_page
 from experiments.probes.plan import ProbePlan, prepare, read_size
 from experiments.probes.results import REPORT_FILE, RESULTS_FILE, write_results
-from experiments.probes.settings import PROTOCOLS, ProbeSettings
+from experiments.probes.settings import PRECISIONS, PROTOCOLS, ProbeSettings
 from experiments.probes.summary import best_blocks, mean_lines, summarise
 from experiments.trained.frozen_detection import frozen_detection
 from experiments.trained.protocols import Training
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=('X', 'Y'),
         help='the patch of the similarity maps, as shares of width and height (default: the middle)',
     )
-    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of the backbones')
+    parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='of the backbones')
     add_detection_arguments(parser)
     add_feature_arguments(parser, ROOT / 'work_dirs/probe_features')
     args = parser.parse_args(argv)

@@ -76,6 +76,24 @@ def read_rule(value: object) -> str | int:
     raise ValueError(f"block must be 'best', 'last' or a number from 1, got {value!r}")
 
 
+def check_rule(rule: str | int, blocks: Mapping[str, Sequence[tuple[int, ...]]]) -> None:
+    """Checks that the rule finds a block of each backbone, before anything is probed.
+
+    Args:
+        rule: From :func:`read_rule`.
+        blocks: Name of a backbone -> what is probed of it, joined blocks in one tuple.
+
+    Raises:
+        ValueError: As :func:`choose_blocks` would.
+    """
+    alone = {name: {group[0] for group in groups if len(group) == 1} for name, groups in blocks.items()}
+    lacking = [
+        name for name, known in alone.items() if rule != BEST and (rule not in known if rule != LAST else not known)
+    ]
+    if lacking:
+        raise ValueError(f'block {rule} of {", ".join(lacking)} is not probed: add it to blocks')
+
+
 def choose_blocks(rows: Sequence[Row], rule: str | int) -> list[Summary]:
     """One summary for each backbone, protocol and label fraction.
 

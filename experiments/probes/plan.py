@@ -64,9 +64,13 @@ class ProbePlan:
     patch: tuple[float, float] = (0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if min(self.strides) < 1:
-            raise ValueError(f'strides must be at least 1, got {self.strides}')
-        if not all(0 <= share < 1 for share in self.patch):
+        if not self.backbones:
+            raise ValueError('no backbones are given')
+        if not all(isinstance(stride, int) for stride in self.strides) or min(self.strides) < 1:
+            raise ValueError(f'strides must be whole numbers of at least 1, got {self.strides}')
+        if not isinstance(self.mask_suffix, str):
+            raise ValueError(f'mask_suffix must be text such as .png, got {self.mask_suffix!r}')
+        if len(self.patch) != 2 or not all(0 <= share < 1 for share in self.patch):
             raise ValueError(f'the patch of the similarity maps wants two numbers in [0, 1), got {self.patch}')
 
 
@@ -157,14 +161,15 @@ def _to_plan(values: Mapping[str, Any], device: str) -> ProbePlan:
     for key, name in _SETTINGS.items():
         if key in values:
             settings[name] = values[key]
-    for name, kind in (('protocols', str), ('blocks', str), ('fractions', float), ('seeds', int)):
+    for key, kind in (('protocols', str), ('blocks', str), ('fraction', float), ('seeds', int)):
+        name = _SETTINGS[key]
         if name in settings:
             given = settings[name]
-            settings[name] = tuple(kind(one) for one in (given if isinstance(given, list) else [given]))
+            settings[name] = tuple(_read(key, kind, one) for one in (given if isinstance(given, list) else [given]))
     if 'size' in settings:
         settings['size'] = read_size(str(settings['size']))
     if 'l2' in settings:
-        settings['l2'] = float(settings['l2'])  # YAML reads 1e-5 as text
+        settings['l2'] = _read('l2', float, settings['l2'])  # YAML reads 1e-5 as text
     folders = [Path(values[name]) for name in _FOLDERS]
     backbones = values['backbones']
     return ProbePlan(
@@ -178,3 +183,13 @@ def _to_plan(values: Mapping[str, Any], device: str) -> ProbePlan:
         values.get('mask_suffix', '.png'),
         tuple(values.get('patch', (0.5, 0.5))),
     )
+
+
+def _read(key: str, kind: type, value: Any) -> Any:
+    """A value of a plan as another kind; refuses what that would change silently, such as a seed of 0.5."""
+    if kind is int and isinstance(value, (bool, float)):
+        raise ValueError(f'{key}: wanted whole numbers, got {value!r}')
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ValueError(f'{key}: {error}') from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LINEAR, LOGISTIC, KNN = 'linear', 'logistic', 'knn'
 PROTOCOLS = (LINEAR, LOGISTIC, KNN)
 ALL_BLOCKS = 'all'
+PRECISIONS = ('fp32', 'bf16')
 NUM_PATCHES = 40_000
 
 
@@ -63,8 +65,12 @@ class ProbeSettings:
         for name, values in (('protocols', self.protocols), ('fractions', self.fractions), ('seeds', self.seeds)):
             if len(set(values)) != len(values):
                 raise ValueError(f'{name} must differ, got {values}')
+        if self.precision not in PRECISIONS:
+            raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
         counts = self.num_patches, self.memory_size, self.linear_iters
-        if min(counts) < 1 or self.l2 < 0:
+        if not all(isinstance(count, int) for count in counts):
+            raise ValueError(f'patches, memory and iterations must be whole numbers, got {counts}')
+        if min(counts) < 1 or not 0 <= self.l2 < math.inf:
             raise ValueError(
                 f'patches, memory and iterations must be at least 1 and L2 at least 0, got {counts}, {self.l2}'
             )

@@ -95,6 +95,13 @@ def test_a_dry_run_checks_everything_and_tells_the_time(plan, tmp_path, capsys):
         (dict(block='first'), "block must be 'best', 'last' or a number from 1, got 'first'"),
         (dict(size='400'), 'wanted WIDTHxHEIGHT'),
         (dict(seeds='many'), 'invalid literal'),
+        (dict(seeds=[0.5]), 'seeds: wanted whole numbers, got 0.5'),
+        (dict(precision='fp8'), "precision must be one of fp32, bf16, got 'fp8'"),
+        (dict(l2=float('nan')), 'L2 at least 0'),
+        (dict(backbones=[]), 'no backbones are given'),
+        (dict(block=2, blocks=[1]), 'is not probed: add it to blocks'),
+        (dict(mask_suffix=3), 'mask_suffix must be text'),
+        (dict(patches=1.5), 'must be whole numbers, got (1.5'),
         (dict(trainings={'name': 'a'}), 'trainings must be a list of mappings'),
         (
             dict(trainings=[dict(name='a', runs=[dict(backbone='b', seed=0, folder='none')])]),
