@@ -17,10 +17,12 @@ log names them.
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from command_line import make_parser, run_command
+
+from torch import Tensor
 
 from addp_backbone.checkpoint.convert import (
     FORMATS,
@@ -100,6 +102,17 @@ def print_changes(notes: list[str], dropped: dict[str, str]) -> None:
         print(f'dropped   {len(names)} ({reason}): {", ".join(names[:6])}{" ..." if len(names) > 6 else ""}')
 
 
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Writes what was converted.
+
+    Raises:
+        CheckpointError: If it cannot be written, or a tensor has no values.
+    """
+    if empty := [name for name, tensor in weights.items() if tensor.is_meta]:
+        raise CheckpointError(f'{empty[0]} has a shape but no values (device meta); nothing was written')
+    write_atomically(weights, path)
+
+
 def convert_whole(args: argparse.Namespace) -> None:
     """Converts a whole detector.
 
@@ -112,7 +125,7 @@ def convert_whole(args: argparse.Namespace) -> None:
     print(f'format    detectron2, {report.kind}')
     print(f'mapped    {len(report.state_dict)} tensors of the detector')
     print_changes(report.notes, report.dropped)
-    write_atomically(report.state_dict, args.dst)
+    write_weights(report.state_dict, args.dst)
     print(
         f'config    {report.config or "none of this size: inherit from det_configs/vitdet_base_" + report.kind + ".py"}'
     )
@@ -146,9 +159,9 @@ def run(args: argparse.Namespace) -> None:
         )
     if report.neck_state_dict:
         neck = args.dst.with_name(f'{args.dst.stem}.neck{args.dst.suffix}')
-        write_atomically(report.neck_state_dict, neck)
+        write_weights(report.neck_state_dict, neck)
         print(f'written   {neck} (SimpleFeaturePyramid)')
-    write_atomically(report.state_dict, args.dst)
+    write_weights(report.state_dict, args.dst)
     print(f'written   {args.dst}')
 
 

@@ -98,6 +98,8 @@ def match_tensors(
         elif isinstance(target, Tensor) and _is_floating(tensor) != target.is_floating_point():
             kind = 'floating point' if target.is_floating_point() else str(target.dtype)
             found.kinds[name] = f'holds {tensor.dtype}, wanted {kind}'
+        elif isinstance(target, Tensor) and _is_meta(tensor) and not target.is_meta:
+            found.kinds[name] = 'has a shape but no values (device meta)'
         elif not _is_finite(tensor):
             found.kinds[name] = 'holds values that are not finite'
     return found
@@ -107,9 +109,13 @@ def _is_floating(tensor: Tensor | np.ndarray) -> bool:
     return tensor.is_floating_point() if isinstance(tensor, Tensor) else tensor.dtype.kind == 'f'
 
 
+def _is_meta(tensor: Tensor | np.ndarray) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_meta
+
+
 def _is_finite(tensor: Tensor | np.ndarray) -> bool:
     """Whether all values are finite, by one sum, in which an infinite or undefined one shows."""
-    if not _is_floating(tensor) or (isinstance(tensor, Tensor) and tensor.is_meta):
+    if not _is_floating(tensor) or _is_meta(tensor):
         return True
     values = tensor if isinstance(tensor, Tensor) else torch.from_numpy(tensor)
     total = values.float().sum() if values.itemsize < 4 else values.sum()

@@ -257,6 +257,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     'torch._tensor._rebuild_from_type_v2': _rebuild_subclass,
     'torch._utils._rebuild_parameter': _accept,
     'torch._utils._rebuild_parameter_with_state': _accept,
+    'torch._utils._rebuild_meta_tensor_no_storage': _accept,
     'torch.nn.parameter.Parameter': _accept,
     'torch.Size': _accept,
     'torch.device': _accept,

@@ -324,6 +324,14 @@ def test_a_failing_write_leaves_the_old_file_and_no_rest(tmp_path):
     assert load_file(tmp_path / 'w.safetensors')['w'].tolist() == [1, 1]
 
 
+def test_the_tool_writes_no_tensor_without_values(tmp_path):
+    weights = tiny_addp()
+    torch.save({**weights, 'pos_embed': weights['pos_embed'].to('meta')}, tmp_path / 'src.pth')
+    result = run_main('convert_checkpoint', tmp_path / 'src.pth', tmp_path / 'dst.pth')
+    assert result.returncode == 1 and 'pos_embed has a shape but no values' in result.stderr
+    assert not (tmp_path / 'dst.pth').exists()
+
+
 def test_the_tool_refuses_an_unknown_ending_and_overwriting_its_source(tmp_path):
     torch.save(tiny_addp(), tmp_path / 'src.pth')
     for target, message in ((tmp_path / 'dst.npz', 'DST must end in'), (tmp_path / 'src.pth', 'the same file')):

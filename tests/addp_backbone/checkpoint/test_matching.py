@@ -56,6 +56,12 @@ def test_values_that_are_not_finite_are_a_difference_and_a_sum_beyond_the_range_
     assert match_tensors({**WANTED, 'b': np.array([0, np.nan, 0])}, WANTED).kinds
 
 
+def test_tensors_without_values_do_not_match() -> None:
+    empty = torch.empty(3, device='meta')
+    assert match_tensors({**WANTED, 'b': empty}, WANTED).kinds == {'b': 'has a shape but no values (device meta)'}
+    assert not match_tensors({**WANTED, 'b': empty}, {**WANTED, 'b': empty})
+
+
 def test_names_that_are_no_text_are_refused() -> None:
     with pytest.raises(CheckpointError, match='an entry is called 5'):
         unwrap_state_dict({'model': {'w': torch.zeros(1), 5: torch.zeros(1)}})
