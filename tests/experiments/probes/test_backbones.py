@@ -98,3 +98,10 @@ def test_a_file_that_is_not_converted_is_refused(tmp_path):
     write_atomically({'encoder.blocks.0.attn.qkv.weight': torch.zeros(3, 3)}, tmp_path / 'raw.pth')
     with pytest.raises(CheckpointError, match='is no converted backbone, it lacks'):
         find_source(str(tmp_path / 'raw.pth'))
+
+
+def test_a_file_of_a_size_that_tells_no_heads_is_pointed_to_timm(tmp_path):
+    tensors = {'patch_embed.proj.weight': torch.zeros(384, 3, 16, 16), 'pos_embed': torch.zeros(1, 4, 384)}
+    write_atomically({**tensors, 'blocks.0.attn.qkv.weight': torch.zeros(3, 3)}, tmp_path / 'small.pth')
+    with pytest.raises(CheckpointError, match=r'no known size .*number of heads: give the file .*timm/NAME=FILE'):
+        find_source(str(tmp_path / 'small.pth'))
