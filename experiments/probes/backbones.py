@@ -182,8 +182,8 @@ def _file_source(text: str, file: str, with_weights: bool = True) -> Source:
     if arch is None:
         known = ', '.join(f'{name} {arch.width} x {arch.depth}' for name, arch in PRESETS.items())
         raise CheckpointError(
-            f'{file}: width {width} and depth {depth} are of no known size ({known}), and no tensor tells the number of '
-            'heads: give the file that it was converted from with the model of timm that it is of, timm/NAME=FILE'
+            f'{file}: width {width} and depth {depth} are of no known size ({known}), and no tensor tells the number '
+            'of heads: give the file that it was converted from with the model of timm that it is of, timm/NAME=FILE'
         )
     side = round(tensors['pos_embed'].shape[1] ** 0.5)
     options: dict[str, Any] = dict(
