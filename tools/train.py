@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         if seconds is not None:
             limit = dict(type='StopAfterTime', seconds=seconds, began=began)
             cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), limit]
+        if args.amp:
+            use_amp(cfg)  # before names are checked: it brings options of its own, such as dtype
         check_values(cfg)
         check_names(cfg)
         check_sharding(cfg)
@@ -126,8 +128,6 @@ def train(cfg: Config, args: argparse.Namespace, world_size: int) -> None:
         else None
     )
     shortened = fit_schedule(cfg)
-    if args.amp:
-        use_amp(cfg)
     set_resume(cfg, args.resume or ('auto' if was_restarted() else None))
     use_safe_hooks(cfg, world_size)
     fit_to_device(cfg)

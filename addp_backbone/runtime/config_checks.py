@@ -23,6 +23,7 @@ OTHER_RUNNER_OPTIONS = (
     'strategy',
     'bad_samples',
 )
+AMP_OPTIONS = ('dtype', 'loss_scale')  # of optimizer wrappers; --amp reads them where the config has none
 
 
 class LaunchError(ValueError):
@@ -54,7 +55,9 @@ def check_option_names(cfg: Config, options: Mapping[str, Any]) -> None:
             if not isinstance(node, Mapping | Config):
                 break
             if name not in node:
-                meant = difflib.get_close_matches(name, [str(key) for key in node], n=1, cutoff=0.88)
+                is_amp = name in AMP_OPTIONS and option.startswith('optim_wrapper.')
+                names = [] if is_amp else [str(key) for key in node]
+                meant = difflib.get_close_matches(name, names, n=1, cutoff=0.88)
                 if (depth == 0 and name not in known) or (depth > 0 and meant):
                     raise LaunchError(
                         f'--cfg-options {option}: the config has no {".".join(option.split(".")[: depth + 1])}'

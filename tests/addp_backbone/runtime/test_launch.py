@@ -116,6 +116,18 @@ def test_amp_is_float16_with_loss_scaling_on_cuda_and_bfloat16_elsewhere(
     assert cfg.optim_wrapper == dict(expected, optimizer=dict(lr=1))
 
 
+@pytest.mark.parametrize('option', ['dtype=bfloat16', 'loss_scale.init_scale=512.0'])
+def test_options_of_mixed_precision_go_with_amp_alone(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ['train', 'det/addp_base_maskrcnn', '--cfg-options', f'optim_wrapper.{option}']
+    with pytest.raises(LaunchError, match='data_root is'):  # all names are right: the data are what is missing
+        run_command_line(*command, '--amp')
+    with pytest.raises(LaunchError, match=r'optim_wrapper\.\w+: there is no such option'):
+        run_command_line(*command)
+
+
 def test_a_checkpoint_to_resume_from_has_to_exist(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r'iter_9\.pth: no such checkpoint'):
         set_resume(Config(dict(work_dir=str(tmp_path))), str(tmp_path / 'iter_9.pth'))
