@@ -51,7 +51,7 @@ def test_a_number_of_iterations_is_the_trainings_own(tiny_det_config, tmp_path):
 
 
 def test_trainings_follow_from_the_leaves_and_an_estimate_without_a_backward_pass(tiny_det_config, tmp_path):
-    (training, _), (cfg, _) = leaves(tiny_det_config, tmp_path, iters=7)
+    (training, _), _ = leaves(tiny_det_config, tmp_path, iters=7)
     sources = {name: find_source(name) for name in BACKBONES}
     jobs = plan_trainings([training], sources, dict.fromkeys(BACKBONES, 'digest'), tmp_path)
     assert [job.seed for job in jobs] == [0, 1] and training.config in jobs[0].train.command
