@@ -18,7 +18,7 @@ MAX_ITERS = 500
 FEW_PATCHES = 5_000
 MAX_ITERS_OF_FEW = 1_000
 _GRADIENT_TOLERANCE = 1e-5  # largest entry; the loss is a mean, and tokens are whitened
-_GRADIENT_TOLERANCE_OF_FEW = 1e-7
+_GRADIENT_GOAL_OF_FEW = 1e-7
 _RIDGE = 1e-3  # of the whitening: keeps directions of nearly no variance from growing
 
 
@@ -54,7 +54,8 @@ def fit_logistic(
         l2: Weight of the penalty.
         max_iters: L-BFGS stops after as many iterations at the latest; None = :data:`MAX_ITERS`, or
             :data:`MAX_ITERS_OF_FEW` of up to :data:`FEW_PATCHES` tokens.
-        tolerance: It has converged where no entry of the gradient is larger; None = 1e-5, or 1e-7 of few tokens.
+        tolerance: It has converged where no entry of the gradient is larger, and L-BFGS stops there; None = 1e-5, but
+            of few tokens L-BFGS goes on to 1e-7.
 
     Returns:
         The map from tokens as they are given, with the standardisation folded in, in their precision, and whether it
@@ -62,7 +63,8 @@ def fit_logistic(
     """
     dtype, is_few = tokens.dtype, len(tokens) <= FEW_PATCHES
     max_iters = max_iters or (MAX_ITERS_OF_FEW if is_few else MAX_ITERS)
-    tolerance = tolerance or (_GRADIENT_TOLERANCE_OF_FEW if is_few else _GRADIENT_TOLERANCE)
+    goal = tolerance or (_GRADIENT_GOAL_OF_FEW if is_few else _GRADIENT_TOLERANCE)
+    tolerance = tolerance or _GRADIENT_TOLERANCE
     if is_few:
         tokens, targets = tokens.double(), targets.double()
     mean, std = tokens.mean(dim=0), tokens.std(dim=0, correction=0)
@@ -76,7 +78,7 @@ def fit_logistic(
         [whitened, bias],
         max_iter=max_iters,
         max_eval=2 * max_iters,
-        tolerance_grad=tolerance,
+        tolerance_grad=goal,
         tolerance_change=0,
         history_size=20,
         line_search_fn='strong_wolfe',
